@@ -1,0 +1,261 @@
+"""The few fields the gateway reads out of requests and answers; everything else stays the bytes it was.
+
+Requests are decoded shallowly (messages stay raw). Answers are decoded once, after they are complete: a stream's
+events are joined into one JSON array and decoded in one call.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from tidemill.gateway.answers import Refusal
+from tidemill.telemetry.records import Reference
+
+_NO_RAW: Final = msgspec.Raw(b"")
+
+
+class AskedOptions(msgspec.Struct, gc=False):
+    """``stream_options`` of a request."""
+
+    include_usage: bool | None = None
+
+
+class Asked(msgspec.Struct, gc=False):
+    """What the gateway reads of a request's body."""
+
+    model: str
+    stream: bool | None = None
+    user: str | None = None
+    messages: msgspec.Raw = _NO_RAW
+    prompt: msgspec.Raw = _NO_RAW
+    input: msgspec.Raw = _NO_RAW
+
+    def input_text(self) -> str:
+        """Messages, prompt or input as JSON text, for the trace."""
+        return bytes(self.messages or self.prompt or self.input).decode("utf-8", "replace")
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: Any = None
+    tool_calls: Any = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    message: _Message | None = None
+    delta: _Message | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Passage(msgspec.Struct, gc=False):
+    passage_id: str = ""
+    source: str = ""
+    rank: int | None = None
+    score: float | None = None
+
+
+class _Extension(msgspec.Struct, gc=False):
+    passages: list[_Passage] = []
+    citations: list[str] = []
+
+
+class _Answer(msgspec.Struct, gc=False):
+    model: str | None = None
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    tidemill: _Extension | None = None
+    error: Any = None
+
+
+class Heard(msgspec.Struct, gc=False):
+    """What an answer said.
+
+    Args:
+        text: of the first choice; JSON where it is not plain text.
+        error: the answer's own error, shortened to a class word.
+        broken: a part could not be read.
+        finished: the answer reached its own end (``[DONE]``, a finish reason, or a whole JSON body).
+    """
+
+    text: str = ""
+    model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    finish_reasons: tuple[str, ...] = ()
+    references: tuple[Reference, ...] = ()
+    error: str | None = None
+    broken: bool = False
+    finished: bool = False
+
+
+_asked: Final = msgspec.json.Decoder(Asked)
+_answer: Final = msgspec.json.Decoder(_Answer)
+_events: Final = msgspec.json.Decoder(list[_Answer])
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encode: Final = msgspec.json.encode
+
+
+def read_request(body: bytes) -> Asked:
+    """Read a request body.
+
+    Raises:
+        Refusal: 400 with what is wrong: no JSON object, no model, or a field of the wrong type.
+    """
+    try:
+        return _asked.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if b'"model"' not in body and isinstance(error, msgspec.ValidationError):
+            text = "The request names no model. Set 'model' to one of the endpoints that GET /v1/models lists."
+            raise Refusal(400, text, "missing_model", param="model") from None
+        raise Refusal(400, f"The request body cannot be read: {error}.", "invalid_json") from None
+
+
+def rewritten(body: bytes, *, model: str | None = None, drop_stream: bool = False) -> bytes:
+    """The body with another model, or asked for in one piece; all other fields keep their bytes.
+
+    Args:
+        body: a JSON object that ``read_request`` has accepted.
+        model: the name to put in, if any.
+        drop_stream: ask for a whole answer instead of a stream.
+    """
+    fields = _fields.decode(body)
+    if model is not None:
+        fields["model"] = msgspec.Raw(_encode(model))
+    if drop_stream:
+        fields["stream"] = msgspec.Raw(b"false")
+        fields.pop("stream_options", None)
+    return _encode(fields)
+
+
+def hear_body(body: bytes) -> Heard:
+    """Read a whole JSON answer."""
+    try:
+        answer = _answer.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Heard(broken=True)
+    choices = answer.choices
+    if choices and len(choices) == 1 and answer.error is None:
+        message, usage = choices[0].message, answer.usage
+        if message is not None and message.tool_calls is None and type(message.content) is str:
+            return Heard(  # the common answer, without the detours of the others
+                text=message.content,
+                model=answer.model,
+                input_tokens=usage.prompt_tokens if usage is not None else None,
+                output_tokens=usage.completion_tokens if usage is not None else None,
+                finish_reasons=(choices[0].finish_reason,) if choices[0].finish_reason else (),
+                references=_references(answer.tidemill) if answer.tidemill is not None else (),
+                finished=True,
+            )
+    heard = _gather([answer])
+    heard.finished = True
+    return heard
+
+
+def hear_stream(raw: bytes) -> Heard:
+    """Read the events of a finished stream.
+
+    The common form, nothing but ``data:`` lines with JSON, is decoded in one call; anything else line by line.
+    """
+    finished = False
+    body = raw.strip()
+    if body.endswith(b"data: [DONE]"):
+        finished = True
+        body = body[:-12].rstrip()
+    if not body.startswith(b"data: "):
+        return _hear_lines(raw)
+    try:
+        # Inside JSON a line feed is always escaped, so this separator only occurs between events.
+        answers = _events.decode(b"[" + body[6:].replace(b"\n\ndata: ", b",") + b"]")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _hear_lines(raw)
+    heard = _gather(answers)
+    heard.finished = finished or bool(heard.finish_reasons)
+    return heard
+
+
+def _hear_lines(raw: bytes) -> Heard:
+    answers: list[_Answer] = []
+    broken = finished = False
+    for line in raw.splitlines():
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            finished = True
+            continue
+        try:
+            answers.append(_answer.decode(data))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            broken = True
+    heard = _gather(answers)
+    heard.broken = broken
+    heard.finished = finished or bool(heard.finish_reasons)
+    return heard
+
+
+def _gather(answers: list[_Answer]) -> Heard:
+    texts: list[str] = []
+    tools: list[Any] = []
+    reasons: dict[int, str] = {}
+    heard = Heard()
+    for answer in answers:
+        for choice in answer.choices or ():
+            if choice.finish_reason:
+                reasons[choice.index] = choice.finish_reason
+            if choice.index == 0:
+                _say(choice, texts, tools)
+        heard.model = answer.model or heard.model
+        if answer.usage is not None:
+            heard.input_tokens = answer.usage.prompt_tokens
+            heard.output_tokens = answer.usage.completion_tokens
+        if answer.tidemill is not None:
+            heard.references = _references(answer.tidemill)
+        if answer.error is not None:
+            heard.error = _error_word(answer.error)
+    heard.text = "".join(texts)
+    if tools:
+        heard.text = _encode({"content": heard.text, "tool_calls": tools}).decode()
+    heard.finish_reasons = tuple(reasons.values())
+    return heard
+
+
+def _say(choice: _Choice, texts: list[str], tools: list[Any]) -> None:
+    message = choice.delta or choice.message
+    if message is None:
+        if choice.text:
+            texts.append(choice.text)
+        return
+    content = message.content or message.refusal
+    if content:
+        texts.append(content if isinstance(content, str) else _encode(content).decode())
+    if message.tool_calls:
+        tools.extend(message.tool_calls if isinstance(message.tool_calls, list) else [message.tool_calls])
+
+
+def _references(extension: _Extension) -> tuple[Reference, ...]:
+    cited = set(extension.citations)
+    found: list[Reference] = []
+    for passage in extension.passages:
+        if not passage.passage_id:
+            continue
+        found.append(Reference("passage", passage.passage_id, "retrieved", passage.rank, passage.score))
+        if passage.source in cited:
+            found.append(Reference("passage", passage.passage_id, "cited", passage.rank, passage.score))
+    return tuple(found)
+
+
+def _error_word(error: Any) -> str:
+    if isinstance(error, dict):
+        word = error.get("code") or error.get("type")
+        if isinstance(word, str | int):
+            return str(word)[:64]
+    return "error"

@@ -1,0 +1,193 @@
+"""The REST API of the control plane. OpenAPI at ``/openapi.json``.
+
+Listens on loopback with a local token: a page in a browser is kept out by the checks on Host and Origin, another user
+of the machine by the token, which stands in a file only the owner can read.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any, Final, Literal
+
+import msgspec
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from tidemill import __version__
+from tidemill.kernel import Conflict, NotFound, Unavailable, UserError, Verdict
+from tidemill.loop.following import follow
+from tidemill.releases import Rollout, RolloutEvent, apply_event, explain, list_rollouts, load_rollout
+from tidemill.server.control import ControlPlane
+from tidemill.telemetry import ScoreQuery, SpanQuery, StoredSpan, SummaryQuery
+
+_STATUS: Final[dict[type[UserError], int]] = {NotFound: 404, Conflict: 409, Unavailable: 503}
+_LOCAL: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_OPEN: Final = frozenset({"/health"})
+
+
+class EventBody(BaseModel):
+    """Who moves a rollout and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    actor: str = Field(min_length=1, description="Who decides.")
+    reason: str = Field(min_length=1, description="Why, in a sentence.")
+
+
+def create_app(control: ControlPlane, *, token: str, lifespan: Any = None) -> FastAPI:
+    """The application.
+
+    Args:
+        control: what it shows and moves.
+        token: callers send it as ``Authorization: Bearer``.
+        lifespan: started and stopped with the application.
+    """
+    app = FastAPI(title="Tidemill", version=__version__, lifespan=lifespan)
+    _guard(app, token)
+    _add_status(app, control)
+    _add_rollouts(app, control)
+    _add_telemetry(app, control)
+    return app
+
+
+def _guard(app: FastAPI, token: str) -> None:
+    expected = f"Bearer {token}"
+
+    @app.middleware("http")
+    async def check(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
+        host = request.headers.get("host", "").rsplit(":", 1)[0]
+        if host not in _LOCAL or "origin" in request.headers:
+            return _problem(403, "This API answers local programs only, not pages in a browser.")
+        given = request.headers.get("authorization", "")
+        if request.url.path not in _OPEN and not hmac.compare_digest(given.encode(), expected.encode()):
+            return _problem(401, "The local token is missing or wrong: it stands in .tidemill/run/token.")
+        return await proceed(request)
+
+    @app.exception_handler(UserError)
+    async def explain_error(request: Request, error: UserError) -> JSONResponse:  # noqa: ARG001 - the library's signature
+        status = next((code for family, code in _STATUS.items() if isinstance(error, family)), 400)
+        return _problem(status, error.message, error.hint)
+
+    @app.exception_handler(RequestValidationError)
+    async def explain_request(request: Request, error: RequestValidationError) -> JSONResponse:  # noqa: ARG001 - as above
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return _problem(422, f"The request's {place} cannot be used: {first['msg']}.", "See /openapi.json")
+
+    @app.exception_handler(HTTPException)
+    async def explain_path(request: Request, error: HTTPException) -> JSONResponse:
+        return _problem(error.status_code, f"{request.url.path}: {error.detail}.", "See /openapi.json")
+
+
+def _add_status(app: FastAPI, control: ControlPlane) -> None:
+    @app.get("/health", summary="Whether the control plane is up")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/api/v1/status", summary="What is served and rolled out")
+    def status() -> dict[str, Any]:
+        return control.status()
+
+    @app.get("/api/v1/monitors", summary="Monitors and what they have seen")
+    def monitors() -> list[dict[str, Any]]:
+        return control.monitors.states()
+
+
+def _add_rollouts(app: FastAPI, control: ControlPlane) -> None:
+    ledger = control.project.ledger
+
+    @app.get("/api/v1/rollouts", summary="All rollouts")
+    def rollouts(endpoint: str | None = None) -> list[dict[str, Any]]:
+        return [rollout_json(one) for one in list_rollouts(ledger, endpoint)]
+
+    @app.get("/api/v1/rollouts/{rollout_id}", summary="One rollout with its decisions")
+    def rollout(rollout_id: str) -> dict[str, Any]:
+        one = load_rollout(ledger, rollout_id)
+        return {**rollout_json(one), "story": explain(one)}
+
+    @app.post("/api/v1/rollouts/{rollout_id}/{event}", summary="Move a rollout by hand")
+    def move(rollout_id: str, event: RolloutEvent, body: EventBody) -> dict[str, Any]:
+        one = load_rollout(ledger, rollout_id)
+        return rollout_json(apply_event(ledger, one, event, Verdict(event.value, body.reason), body.actor))
+
+
+def _add_telemetry(app: FastAPI, control: ControlPlane) -> None:
+    store = control.store
+
+    @app.get("/api/v1/traces", summary="Newest requests")
+    def traces(
+        endpoint: str | None = None,
+        release: str | None = None,
+        status: str | None = None,
+        limit: int = Query(50, ge=1, le=1000),
+    ) -> list[dict[str, Any]]:
+        control.drain()
+        query = SpanQuery(
+            endpoint=endpoint,
+            release=release,
+            status=status,
+            limit=limit,
+            newest_first=True,
+            roots_only=True,
+            with_references=False,
+        )
+        return [span_json(one) for one in store.spans(query)]
+
+    @app.get("/api/v1/traces/{trace_id}", summary="All spans and scores of a trace")
+    def trace(trace_id: str) -> dict[str, Any]:
+        control.drain()
+        spans = store.trace(trace_id)
+        if not spans:
+            raise NotFound(f"There is no trace '{trace_id}'.", hint="List the newest: tidemill trace list")
+        scores = store.scores(ScoreQuery(trace_ids=(trace_id,)))
+        return {
+            "trace_id": trace_id,
+            "spans": [span_json(one) for one in spans],
+            "scores": [msgspec.to_builtins(one.score) for one in scores],
+        }
+
+    @app.get("/api/v1/summary", summary="Requests, errors, latency, tokens and cost by group")
+    def summary(
+        group_by: list[Literal["release", "arm", "endpoint", "minute", "request_model"]] = Query(default=[]),  # noqa: B008 - the library's way
+        since_ns: int | None = None,
+    ) -> list[dict[str, Any]]:
+        control.drain()
+        return [asdict(row) for row in store.summary(SummaryQuery(group_by=tuple(group_by), since_ns=since_ns))]
+
+    @app.get("/api/v1/lineage/{ref:path}", summary="What something came from and what came from it")
+    def lineage(ref: str) -> dict[str, Any]:
+        control.drain()
+        return follow(control.project.ledger, store, ref)
+
+
+def rollout_json(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as a plain JSON object."""
+    return {
+        "rollout": rollout.rollout_id,
+        "endpoint": rollout.endpoint,
+        "state": rollout.state.value,
+        "candidate": str(rollout.candidate.ref),
+        "baseline": str(rollout.baseline.ref) if rollout.baseline else None,
+        "share": rollout.share,
+        "decisions": [
+            {"at": one.at.isoformat(), "kind": one.kind, "actor": one.actor, **one.verdict.as_json()}
+            for one in rollout.history
+        ],
+    }
+
+
+def span_json(stored: StoredSpan) -> dict[str, Any]:
+    """A stored span as a plain JSON object."""
+    span: dict[str, Any] = msgspec.to_builtins(stored.span)
+    span["duration_s"] = stored.span.duration_s
+    span["content"] = msgspec.to_builtins(stored.content) if stored.content is not None else None
+    return span
+
+
+def _problem(status: int, message: str, hint: str | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "hint": hint}}, status_code=status)

@@ -1,0 +1,293 @@
+"""The control plane's work: drain segments, move rollouts, keep releases served, compile the routing snapshot.
+
+Three threads, each a loop over one look. A look that fails is logged with its traceback and tried again at the next
+turn: the data plane serves on meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from tidemill.kernel import ArtifactKind, Digest, NotFound, ReleaseParts, Route, RoutingSnapshot, SystemClock, UserError
+from tidemill.loop.apply import APPLIED
+from tidemill.loop.monitors import MonitorDriver
+from tidemill.loop.rollouts import RolloutDriver
+from tidemill.loop.routing import EndpointPlan, ServedRelease, compile_route, next_snapshot
+from tidemill.releases import Rollout, RolloutState, live_release
+from tidemill.safety import mask_pii, routing_keys
+from tidemill.server.children import Deployment, read_deployments
+from tidemill.server.files import write_atomically, write_json
+from tidemill.server.supervisor import free_port, is_healthy
+from tidemill.telemetry import Drainer, SpanStore
+
+if TYPE_CHECKING:
+    from tidemill.ledger import ArtifactVersion
+    from tidemill.loop.project import Project
+
+_log = logging.getLogger(__name__)
+
+#: A release that nothing routes to any more is served on for so long, so that requests under way can end.
+_RETIRE_AFTER_S: Final = 5.0
+#: After a start, a route that stands is not torn down before its releases had so long to answer again.
+_SETTLE_S: Final = 15.0
+#: A serving process that is not ready after so long gets another port: somebody else may have taken its own.
+_NEW_PORT_AFTER_S: Final = 120.0
+_LAST_DRAIN_S: Final = 3.0
+_JOIN_S: Final = 5.0
+
+
+class ControlPlane:
+    """Everything the control plane does by itself.
+
+    Args:
+        project: the opened project.
+        store: its span store, owned by this process.
+    """
+
+    def __init__(self, project: Project, store: SpanStore) -> None:
+        self.project = project
+        self.store = store
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._served: dict[str, ServedRelease] = {}
+        self._unwanted_since: dict[str, float] = {}
+        self._asked_since: dict[str, float] = {}
+        self._begun_s = time.monotonic()
+        self._written: dict[str, Deployment] | None = None
+        self._deployments = {one.digest: one for one in read_deployments(project.places.deployments)}
+        self._draining = threading.Lock()
+        self._drainer = Drainer(project.places.segments, store, mask=mask_pii, clock=SystemClock())
+        self._rollouts = RolloutDriver(project.ledger, store, lambda digest: digest in self._served, time.time_ns)
+        self.monitors = MonitorDriver(project.ledger, store)
+        self.drained = 0
+        self._active: list[Rollout] = []
+
+    def start(self) -> None:
+        """Begin the loops."""
+        server = self.project.settings.server
+        for name, look, every_s in (
+            ("drain", self.drain, server.drain_every_s),
+            ("decide", self.decide, server.decide_every_s),
+            ("monitor", self.monitors.tick, server.monitor_every_s),
+        ):
+            thread = threading.Thread(target=self._loop, args=(look, every_s), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """End the loops, drain what is there and close the store. What is left is drained after the next start."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(_JOIN_S)
+        try:
+            self._drain(until_s=time.monotonic() + _LAST_DRAIN_S)
+        finally:
+            self.store.close()
+
+    def drain(self) -> None:
+        """Bring finished records into the span store. Any thread may call it."""
+        self._drain()
+
+    def _drain(self, until_s: float | None = None) -> None:
+        with self._draining:  # a drainer is one thread's at a time, and requests of the API drain as well
+            while True:
+                report = self._drainer.drain_once()
+                self.drained += report.records
+                for problem in report.problems:
+                    _log.warning("drain: %s", problem)
+                ended = self._stop.is_set() if until_s is None else time.monotonic() > until_s
+                if not report.more or ended:
+                    return
+
+    def decide(self) -> None:
+        """Move rollouts, see to it that what should answer is served, and tell the gateway."""
+        self._active = self._rollouts.tick()
+        plans = self.plans()
+        self._serve({digest for plan in plans for digest in (plan.control, plan.canary, plan.shadow) if digest})
+        self._route(plans)
+
+    def plans(self) -> list[EndpointPlan]:
+        """What each endpoint should do now."""
+        ledger = self.project.ledger
+        found = []
+        for newest in ledger.artifacts.list(ArtifactKind.ENDPOINT):
+            live = live_release(ledger, newest.name)
+            if live is None:
+                continue
+            rollout = next((one for one in self._active if one.endpoint == newest.name), None)
+            found.append(self._plan(newest.name, live, rollout))
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """What is served and what is being rolled out."""
+        return {
+            "endpoints": [
+                {"endpoint": plan.endpoint, "control": self._ref(plan.control), "ready": plan.control in self._served}
+                for plan in self.plans()
+            ],
+            "serving": [{"release": one.ref, "url": one.url} for one in list(self._served.values())],
+            "rollouts": [
+                {"rollout": one.rollout_id, "endpoint": one.endpoint, "state": one.state, "to": str(one.candidate.ref)}
+                for one in self._active
+            ],
+            "records_drained": self.drained,
+        }
+
+    def _loop(self, look: Callable[[], object], every_s: float) -> None:
+        while not self._stop.wait(every_s):
+            try:
+                look()
+            except Exception:  # noqa: BLE001 - the data plane serves on; the next turn tries again
+                _log.exception("a look failed")
+
+    def _plan(self, endpoint: str, live: ArtifactVersion, rollout: Rollout | None) -> EndpointPlan:
+        state = rollout.state if rollout is not None else None
+        candidate = rollout.candidate.digest if rollout is not None else None
+        return EndpointPlan(
+            endpoint=endpoint,
+            tenant=self.project.settings.tenant,
+            control=live.digest,
+            canary=candidate if state in (RolloutState.GATED, RolloutState.CANARY) else None,
+            canary_share=rollout.share if rollout is not None else 0.0,
+            shadow=candidate if state is RolloutState.SHADOW else None,
+            rollout=rollout.rollout_id if rollout is not None else None,
+            session_idle_s=self._session_idle_s(endpoint),
+        )
+
+    def _session_idle_s(self, endpoint: str) -> float:
+        try:
+            content = self.project.ledger.artifacts.get(f"{ArtifactKind.ENDPOINT}/{endpoint}@{APPLIED}").content
+        except NotFound:
+            return 1800.0
+        return float(content["rollout"]["session_idle_s"])
+
+    def _serve(self, wanted: set[str]) -> None:
+        now_s = time.monotonic()
+        for digest in wanted - set(self._served):
+            try:
+                self._prepare(digest, now_s)
+            except (UserError, KeyError):  # one release that cannot be served must not take the others along
+                _log.exception("release %s cannot be served", digest)
+        for digest in set(self._served) - wanted:
+            since_s = self._unwanted_since.setdefault(digest, now_s)
+            if now_s - since_s > _RETIRE_AFTER_S:
+                del self._served[digest], self._unwanted_since[digest]
+        for digest in wanted & set(self._unwanted_since):
+            del self._unwanted_since[digest]
+        for digest in set(self._deployments) - wanted - set(self._served):
+            del self._deployments[digest]
+            self._asked_since.pop(digest, None)
+        if self._written != self._deployments:
+            rows = [{name: getattr(one, name) for name in Deployment.__slots__} for one in self._deployments.values()]
+            write_json(self.project.places.deployments, rows)
+            self._written = dict(self._deployments)
+
+    def _prepare(self, digest: str, now_s: float) -> None:
+        """Ask for a process that serves the release, and note it as served once it says that it is ready."""
+        version = self.project.ledger.artifacts.by_digest(Digest(digest))
+        parts = ReleaseParts.from_json(version.content)
+        entry = self.project.ledger.artifacts.by_digest(parts.model).content["entry"]
+        ref = str(version.ref)
+        input_price, output_price = self._prices(entry)
+        url, name, key_ref = self._model_server(entry)
+        if parts.prompt is None and parts.index is None:
+            self._served[digest] = ServedRelease(
+                digest=digest,
+                ref=ref,
+                url=url,
+                model=name,
+                api_key_ref=key_ref,
+                input_usd_per_mtok=input_price,
+                output_usd_per_mtok=output_price,
+            )
+            return
+        since_s = self._asked_since.setdefault(digest, now_s)
+        one = self._deployments.get(digest)
+        if one is None or now_s - since_s > _NEW_PORT_AFTER_S:
+            self._asked_since[digest] = now_s
+            self._deployments[digest] = self._deployment(digest, parts, (url, name, key_ref))
+            return
+        if is_healthy(f"http://127.0.0.1:{one.port}/health", release=digest):
+            self._served[digest] = ServedRelease(
+                digest=digest,
+                ref=ref,
+                url=f"http://127.0.0.1:{one.port}/v1",
+                input_usd_per_mtok=input_price,
+                output_usd_per_mtok=output_price,
+            )
+
+    def _deployment(self, digest: str, parts: ReleaseParts, server: tuple[str, str, str | None]) -> Deployment:
+        runtime = self.project.settings.runtime
+        searches = parts.index is not None and runtime.embedding is not None
+        taken = {one.port for one in self._deployments.values()}
+        port = next(port for port in iter(free_port, None) if port not in taken)
+        return Deployment(
+            digest=digest,
+            port=port,
+            model_url=server[0],
+            chat_model=server[1],
+            model_key_ref=server[2],
+            embed_model=runtime.embedding if searches else None,
+            embed_url=f"http://{runtime.host}:{runtime.port}/v1" if searches else None,
+        )
+
+    def _prices(self, entry: dict[str, Any]) -> tuple[float, float]:
+        """US dollars per million input and output tokens: a provider's, or what the local model server costs."""
+        if entry["source"]["type"] == "provider":
+            return float(entry["input_usd_per_mtok"]), float(entry["output_usd_per_mtok"])
+        runtime = self.project.settings.runtime
+        return runtime.input_usd_per_mtok, runtime.output_usd_per_mtok
+
+    def _model_server(self, entry: dict[str, Any]) -> tuple[str, str, str | None]:
+        """(base URL, model name, key reference) of the server that runs a model of the catalogue."""
+        source = entry["source"]
+        if source["type"] == "provider":
+            return source["url"], source["model"], source.get("api_key_ref")
+        runtime = self.project.settings.runtime
+        return f"http://{runtime.host}:{runtime.port}/v1", entry["name"], None
+
+    def _route(self, plans: list[EndpointPlan]) -> None:
+        settings, path = self.project.settings, self.project.places.routing
+        current = path.read_bytes() if path.exists() else None
+        before = _routes(current) if time.monotonic() - self._begun_s < _SETTLE_S else {}
+        compiled = [self._compile(plan, before.get(plan.endpoint)) for plan in plans]
+        snapshot = next_snapshot(
+            current,
+            project=settings.project,
+            routes=[route for route in compiled if route is not None],
+            keys=routing_keys(self.project.ledger),
+            capture=settings.gateway.capture,
+            lifetime_s=settings.gateway.snapshot_lifetime_s,
+            now_s=time.time(),
+        )
+        if snapshot is not None:
+            write_atomically(path, snapshot.encode())
+
+    def _compile(self, plan: EndpointPlan, before: Route | None) -> Route | None:
+        """The endpoint's route; the one that stands while its releases are being found again after a start.
+
+        Taken down for a moment, a canary would lose its sessions, and an endpoint all of its clients.
+        """
+        wanted = {one for one in (plan.control, plan.canary, plan.shadow) if one}
+        if before is not None and not wanted <= set(self._served):
+            standing = [*before.targets, *([before.shadow] if before.shadow is not None else [])]
+            if {target.release for target in standing} == wanted:
+                return before
+        return compile_route(plan, self._served)
+
+    def _ref(self, digest: str) -> str:
+        return str(self.project.ledger.artifacts.by_digest(Digest(digest)).ref)
+
+
+def _routes(snapshot: bytes | None) -> dict[str, Route]:
+    """The routes of a snapshot by endpoint; none of one that cannot be read."""
+    if snapshot is None:
+        return {}
+    try:
+        return {route.endpoint: route for route in RoutingSnapshot.decode(snapshot).routes}
+    except UserError:
+        return {}

@@ -1,0 +1,52 @@
+"""Runs the control plane: its loops in threads, its API on one port, a clean end on SIGTERM."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from tidemill.loop.project import Places, open_project
+from tidemill.server.api import create_app
+from tidemill.server.control import ControlPlane
+from tidemill.server.files import write_atomically
+from tidemill.server.supervisor import listening_socket
+from tidemill.telemetry import open_span_store
+
+
+def run_server(project_path: Path) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        UserError: the project cannot be opened, the port is taken or another process holds the span store.
+    """
+    with open_project(project_path) as project:
+        settings = project.settings
+        listener = listening_socket(settings.server.host, settings.server.port, "server")
+        control = ControlPlane(project, open_span_store(project.places.spans, settings.scope))
+        token = local_token(project.places)
+
+        @asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - the signature of the library
+            control.start()
+            try:
+                yield
+            finally:
+                control.stop()
+
+        app = create_app(control, token=token, lifespan=lifespan)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def local_token(places: Places) -> str:
+    """The token that callers of the API on this machine read from the state folder; made once, mode 0600."""
+    if places.token.exists():
+        return places.token.read_text()
+    token = secrets.token_urlsafe(24)
+    write_atomically(places.token, token.encode())
+    return token

@@ -1,0 +1,269 @@
+"""Brings segments into the span store: reads, masks, commits rows and offsets together, removes what is drained.
+
+It holds no state that matters: killed at any moment and started again, it goes on from the offsets in the store, and
+what it stores twice is recognised there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from tidemill.kernel import Clock, InvalidInput, SystemClock
+from tidemill.telemetry.frames import End, SegmentHeader
+from tidemill.telemetry.masking import masked_content, masked_score, masked_span
+from tidemill.telemetry.reading import (
+    Corrupt,
+    Finished,
+    Record,
+    hold_if_abandoned,
+    inspect_segment,
+    read_header,
+    read_segment,
+)
+from tidemill.telemetry.records import Content, Score, Span, interrupted_span
+from tidemill.telemetry.sealing import destroy_secret, shared_secret
+from tidemill.telemetry.segments import HASH_KEY_NAME, KEY_SUFFIX, SEGMENT_SUFFIX
+from tidemill.telemetry.store import Batch, CommitReport, SpanStore
+
+_MAX_BATCH_CHARS: Final = 64 << 20
+"""A batch is committed early when its texts reach this size, so that memory stays bounded."""
+_ORPHAN_AGE_S: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainReport:
+    """What one call did.
+
+    Args:
+        records: records read, of every kind.
+        spans, scores: new ones stored.
+        conflicts: records that differ from the one stored first under the same ids.
+        interrupted: placeholders stored for calls that a dead writer left open.
+        corrupt: stretches of a segment that could not be read.
+        content_lost: spans whose content could not be decrypted any more.
+        files_removed: segments that were drained and removed, with their keys.
+        more: the limit was reached; call again.
+        problems: segments that were left alone, and why.
+    """
+
+    records: int = 0
+    spans: int = 0
+    scores: int = 0
+    conflicts: int = 0
+    interrupted: int = 0
+    corrupt: int = 0
+    content_lost: int = 0
+    files_removed: int = 0
+    more: bool = False
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Segment:
+    """A segment on its way: where reading stands, and whether nobody writes it any more."""
+
+    path: Path
+    header: SegmentHeader
+    first: int
+    at: int
+    abandoned: bool
+
+    @property
+    def name(self) -> str:
+        """What its offset is stored under; the id makes it unique where file numbers begin again."""
+        return f"{self.header.writer}/{self.path.name}#{self.header.segment_id}"
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Records of one batch, masked, and how far they reach."""
+
+    spans: list[Span] = field(default_factory=list)
+    contents: dict[tuple[str, str], Content] = field(default_factory=dict)
+    seen: set[tuple[str, str]] = field(default_factory=set)
+    scores: list[Score] = field(default_factory=list)
+    offsets: dict[str, int] = field(default_factory=dict)
+    records: int = 0
+    corrupt: int = 0
+    content_lost: int = 0
+    chars: int = 0
+
+
+class Drainer:
+    """Drains the segments of one scope into its store. One drainer at a time may work on a store.
+
+    Args:
+        segments: the folder that holds one folder for each writer.
+        store: where records go.
+        mask: takes personal data out of a text; applied to all content, comments, corrections and text attributes
+            before anything is stored.
+        clock: where the time comes from.
+    """
+
+    def __init__(
+        self, segments: Path, store: SpanStore, *, mask: Callable[[str], str], clock: Clock | None = None
+    ) -> None:
+        self._segments = segments
+        self._store = store
+        self._mask = mask
+        self._clock = clock or SystemClock()
+        self._offsets: dict[str, int] | None = None
+        self._headers: dict[Path, tuple[int, SegmentHeader, int]] = {}
+        self._gone: list[str] = []
+        self._served = Path()
+        segments.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._session_key = shared_secret(segments / HASH_KEY_NAME)
+
+    def drain_once(self, limit: int = 5000) -> DrainReport:
+        """Bring up to ``limit`` records into the store in one transaction.
+
+        A segment that its writer has let go of and that is stored to its end is removed with its key; intents still
+        open in it become ``interrupted`` spans first. A segment with damage keeps its bytes under the name
+        ``<segment id>.corrupt``, without its key. A segment that is being written is only read.
+
+        Returns:
+            What was done; ``more`` says whether to call again at once.
+        """
+        if self._offsets is None:
+            self._offsets = self._store.offsets()
+        gathered = _Gathered()
+        problems: list[str] = []
+        ended: list[tuple[_Segment, int]] = []
+        with ExitStack() as locks:
+            for segment in self._work(locks, problems):
+                if self._read(segment, gathered, limit) and segment.abandoned:
+                    ended.append((segment, self._leave_behind(segment, gathered)))
+                if _full(gathered, limit):
+                    break
+            report = self._commit(gathered)
+            for segment, corrupt in ended:
+                self._remove(segment, damaged=corrupt > 0)
+        self._sweep()
+        return DrainReport(
+            records=gathered.records,
+            spans=report.spans,
+            scores=report.scores,
+            conflicts=report.conflicts,
+            interrupted=report.interrupted,
+            corrupt=gathered.corrupt,
+            content_lost=gathered.content_lost,
+            files_removed=len(ended),
+            more=_full(gathered, limit),
+            problems=tuple(problems),
+        )
+
+    def _work(self, locks: ExitStack, problems: list[str]) -> Iterator[_Segment]:
+        """Segments of the store's scope that have something new or can be removed, oldest first for each writer."""
+        assert self._offsets is not None
+        scope = self._store.scope
+        paths = sorted(self._segments.glob(f"*/*{SEGMENT_SUFFIX}"))
+        # A full batch stops the round; the next one begins behind the last segment served, so none starves.
+        paths.sort(key=lambda path: path <= self._served)
+        for path in paths:
+            self._served = path
+            try:
+                header, first = self._header(path)
+                if (header.project, header.tenant) != (scope.project, scope.tenant):
+                    continue
+                abandoned = locks.enter_context(hold_if_abandoned(path))
+                segment = _Segment(path, header, first, 0, abandoned)
+                segment.at = self._offsets.get(segment.name, first)
+                if abandoned or path.stat().st_size > segment.at:
+                    yield segment
+            except FileNotFoundError:
+                continue
+            except InvalidInput as error:
+                problems.append(error.message)
+
+    def _header(self, path: Path) -> tuple[SegmentHeader, int]:
+        inode = path.stat().st_ino
+        known = self._headers.get(path)
+        if known is None or known[0] != inode:
+            known = (inode, *read_header(path))
+            self._headers[path] = known
+        return known[1], known[2]
+
+    def _read(self, segment: _Segment, gathered: _Gathered, limit: int) -> bool:
+        """Read on until the batch is full or the segment's end; whether that end was reached."""
+        private = segment.header.capture == "masked"
+        for record, after in read_segment(segment.path, segment.at):
+            self._take(record, gathered, private=private)
+            segment.at = after
+            gathered.offsets[segment.name] = after
+            if _full(gathered, limit):
+                return False
+        return True
+
+    def _take(self, record: Record, gathered: _Gathered, *, private: bool) -> None:
+        if not isinstance(record, End):
+            gathered.records += 1
+        if isinstance(record, Finished):
+            span = masked_span(record.span, self._mask, self._session_key)
+            gathered.spans.append(span)
+            gathered.content_lost += record.content_lost
+            key = (span.trace_id, span.span_id)
+            # Of two records of one span the store keeps the first, so its content must be the first one's too.
+            first = key not in gathered.seen
+            gathered.seen.add(key)
+            if first and record.content is not None:
+                content = masked_content(record.content, self._mask) if private else record.content
+                gathered.contents[key] = content
+                gathered.chars += len(content.input) + len(content.output)
+        elif isinstance(record, Score):
+            gathered.scores.append(masked_score(record, self._mask))
+        elif isinstance(record, Corrupt):
+            gathered.corrupt += 1
+
+    def _leave_behind(self, segment: _Segment, gathered: _Gathered) -> int:
+        """Write placeholders for the calls a dead writer left open; how much of the segment is damaged."""
+        remains = inspect_segment(segment.path)
+        scope = self._store.scope
+        for intent in remains.open_intents:
+            placeholder = interrupted_span(intent, project=scope.project, tenant=scope.tenant)
+            gathered.spans.append(masked_span(placeholder, self._mask, self._session_key))
+        return remains.corrupt
+
+    def _commit(self, gathered: _Gathered) -> CommitReport:
+        if not (gathered.offsets or gathered.spans or self._gone):
+            return CommitReport()
+        assert self._offsets is not None
+        batch = Batch(gathered.spans, gathered.contents, gathered.scores)
+        report = self._store.commit(batch, gathered.offsets, forget=self._gone)
+        self._offsets |= gathered.offsets
+        for name in self._gone:
+            self._offsets.pop(name, None)
+        self._gone = []
+        return report
+
+    def _remove(self, segment: _Segment, *, damaged: bool) -> None:
+        """Destroy the key, then the segment. Its offset is forgotten with the next commit, when it is surely gone."""
+        destroy_secret(segment.path.with_suffix(KEY_SUFFIX))
+        with suppress(FileNotFoundError):
+            if damaged:
+                segment.path.rename(segment.path.with_name(f"{segment.header.segment_id}.corrupt"))
+            else:
+                segment.path.unlink()
+        self._headers.pop(segment.path, None)
+        self._gone.append(segment.name)
+
+    def _sweep(self) -> None:
+        """Remove keys and drafts of writers that died while they made a segment."""
+        before_s = self._clock.now().timestamp() - _ORPHAN_AGE_S
+        for path in self._segments.glob("*/*"):
+            if path.suffix not in (KEY_SUFFIX, ".tmp"):
+                continue
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime > before_s:
+                    continue
+                if path.suffix == ".tmp":
+                    path.unlink()  # not overwritten: it may be a second name of a living segment
+                elif not path.with_suffix(SEGMENT_SUFFIX).exists():
+                    destroy_secret(path)
+
+
+def _full(gathered: _Gathered, limit: int) -> bool:
+    return gathered.records >= limit or gathered.chars >= _MAX_BATCH_CHARS
