@@ -253,3 +253,17 @@ def test_a_tenant_writes_to_segments_of_its_own(
 def test_snapshot_file_helper_replaces_whole(tmp_path: Path) -> None:
     write_snapshot(tmp_path / "r.json", snapshot_of())
     assert not (tmp_path / "r.tmp").exists()
+
+
+def test_what_a_new_snapshot_brings_is_known_at_once(
+    start: Callable[..., RunningGateway], upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidemill.gateway.worker._POLL_S", 3600.0)  # only the request itself can look
+    gateway = start()
+    write_snapshot(gateway.snapshot_path, dataclasses.replace(snapshot_of(epoch=1), keys=()))
+    assert one(gateway, ask())[0] == 401
+    write_snapshot(gateway.snapshot_path, snapshot_of(epoch=2))
+    assert one(gateway, ask())[0] == 404
+    route = Route(endpoint="desk", tenant="default", targets=(target(upstream.url),))
+    write_snapshot(gateway.snapshot_path, snapshot_of(route, epoch=3))
+    assert one(gateway, ask())[0] == 200

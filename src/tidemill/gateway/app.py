@@ -172,13 +172,23 @@ class Gateway:
         asked = read_request(request.body)
         junction = table.junctions.get((key.tenant, asked.model))
         if junction is None:
+            table = self._renewed(table)
+            junction = table.junctions.get((key.tenant, asked.model))
+        if junction is None:
             known = ", ".join(f"'{name}'" for name in table.endpoints(key.tenant)) or "none yet"
             text = f"There is no model '{asked.model[:200]}'. The endpoints there are: {known}."
             raise Refusal(404, text, "model_not_found", param="model")
         Exchange(self, front, request, asked=asked, key=key, junction=junction, operation=operation).start()
 
+    def _renewed(self, table: RoutingTable) -> RoutingTable:
+        """The newest table, for what ``table`` does not know may stand in a snapshot written a moment ago."""
+        self.snapshots.poll()
+        return self.snapshots.table or table
+
     def _admit(self, request: Request) -> tuple[RoutingTable, ApiKey]:
         table = self.snapshots.table
+        if table is None and self.snapshots.poll():
+            table = self.snapshots.table
         if table is None:
             text = "The gateway has no routing snapshot yet; the control plane writes it. Start it: tidemill up."
             raise Refusal(503, text, "no_snapshot")
@@ -189,7 +199,11 @@ class Gateway:
         if value is None or value[:7].lower() != _BEARER:
             text = "No API key was given. Send the header 'Authorization: Bearer KEY'."
             raise Refusal(401, text, "missing_api_key")
-        key = table.keys.get(key_digest(value[7:].strip().decode("latin-1")))
+        digest = key_digest(value[7:].strip().decode("latin-1"))
+        key = table.keys.get(digest)
+        if key is None:
+            table = self._renewed(table)
+            key = table.keys.get(digest)
         if key is None:
             text = "The API key is not known here, or was revoked. Check the key, or have a new one made."
             raise Refusal(401, text, "invalid_api_key")

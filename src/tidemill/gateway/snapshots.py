@@ -109,14 +109,23 @@ class SnapshotFile:
         path: the file.
         project: a snapshot of another project is refused.
         resolve_secret: for the keys of upstreams.
+        taken: told of each snapshot that is taken over, before any request is served by it.
     """
 
-    def __init__(self, path: Path, *, project: str, resolve_secret: SecretResolver) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        project: str,
+        resolve_secret: SecretResolver,
+        taken: Callable[[RoutingSnapshot], None] = lambda _: None,
+    ) -> None:
         self.table: RoutingTable | None = None
         self.refusals = 0
         self._path = path
         self._project = project
         self._resolve_secret = resolve_secret
+        self._taken = taken
         self._seen: tuple[int, int, int] | None = None
 
     def poll(self) -> bool:
@@ -146,7 +155,9 @@ class SnapshotFile:
             raise InvalidInput(f"it belongs to project {snapshot.project}, this worker serves {self._project}")
         if held is not None and snapshot.epoch < held.epoch:
             raise InvalidInput(f"its epoch {snapshot.epoch} is older than {held.epoch}, which is held")
-        self.table = RoutingTable(snapshot, self._resolve_secret)
+        table = RoutingTable(snapshot, self._resolve_secret)
+        self._taken(snapshot)
+        self.table = table
         _log.info("routing snapshot of epoch %d: %d routes", snapshot.epoch, len(snapshot.routes))
         return True
 

@@ -22,7 +22,7 @@ from tidemill.gateway.metrics import Metrics
 from tidemill.gateway.sessions import SessionTable
 from tidemill.gateway.snapshots import SecretResolver, SnapshotFile
 from tidemill.gateway.tracing import Journal
-from tidemill.kernel import Unavailable, check_name
+from tidemill.kernel import RoutingSnapshot, Unavailable, check_name
 from tidemill.telemetry.records import Capture
 
 _log = logging.getLogger(__name__)
@@ -127,10 +127,7 @@ class Worker:
 
     def _follow(self) -> None:
         assert self.gateway is not None
-        if self.gateway.snapshots.poll() and self.gateway.snapshots.table is not None:
-            capture = self.gateway.snapshots.table.snapshot.capture
-            if capture in {"masked", "hashed", "none"}:
-                self.gateway.journal.set_capture(capture)  # type: ignore[arg-type]  # narrowed by the set above
+        self.gateway.snapshots.poll()
 
     def _sweep(self) -> None:
         assert self.gateway is not None
@@ -237,12 +234,20 @@ def _open_gateway(options: WorkerOptions, resolve_secret: SecretResolver, *, loo
         user_hash_key = _shared_key(options.state_folder / "user-hash.key")
     except OSError as error:
         raise Unavailable(f"{options.state_folder} cannot be written: {error.strerror}") from error
+    journal = Journal(
+        options.segments_folder / name, project=options.project, tenant=options.tenant, capture=options.capture
+    )
+
+    def taken(snapshot: RoutingSnapshot) -> None:
+        if snapshot.capture in {"masked", "hashed", "none"}:
+            journal.set_capture(snapshot.capture)  # type: ignore[arg-type]  # narrowed by the set above
+
     return Gateway(
         project=options.project,
-        snapshots=SnapshotFile(options.snapshot_path, project=options.project, resolve_secret=resolve_secret),
-        journal=Journal(
-            options.segments_folder / name, project=options.project, tenant=options.tenant, capture=options.capture
+        snapshots=SnapshotFile(
+            options.snapshot_path, project=options.project, resolve_secret=resolve_secret, taken=taken
         ),
+        journal=journal,
         sessions=sessions,
         user_hash_key=user_hash_key,
         limits=options.limits,

@@ -65,6 +65,7 @@ class ControlPlane:
         self.monitors = MonitorDriver(project.ledger, store)
         self.drained = 0
         self._active: list[Rollout] = []
+        self._routed: set[str] = set()  # releases in the snapshot that stands in its file
 
     def start(self) -> None:
         """Begin the loops."""
@@ -123,10 +124,11 @@ class ControlPlane:
         return found
 
     def status(self) -> dict[str, Any]:
-        """What is served and what is being rolled out."""
+        """What is served and what is being rolled out; ready is what the gateway has been told to route to."""
+        routed = set(self._served) & self._routed
         return {
             "endpoints": [
-                {"endpoint": plan.endpoint, "control": self._ref(plan.control), "ready": plan.control in self._served}
+                {"endpoint": plan.endpoint, "control": self._ref(plan.control), "ready": plan.control in routed}
                 for plan in self.plans()
             ],
             "serving": [{"release": one.ref, "url": one.url} for one in list(self._served.values())],
@@ -266,6 +268,7 @@ class ControlPlane:
         )
         if snapshot is not None:
             write_atomically(path, snapshot.encode())
+        self._routed = {target.release for route in compiled if route is not None for target in route.targets}
 
     def _compile(self, plan: EndpointPlan, before: Route | None) -> Route | None:
         """The endpoint's route; the one that stands while its releases are being found again after a start.
