@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rows import Row, write_rows
-from tidemill.kernel import ApiKey, Route, RoutingSnapshot, Target, key_digest
+from tidemill.kernel import ApiKey, Prices, ReleaseRoute, Route, RoutingSnapshot, Target, key_digest
 
 HERE = Path(__file__).parent / "gateway"
 KEY = "tm_benchmark"
@@ -88,18 +88,15 @@ class Bench:
         place = self.folder / f"gateway-{port}"
         place.mkdir()
         target = Target(
-            release=RELEASE,
-            release_ref="release/bench@1",
-            url=f"http://127.0.0.1:{upstream}/v1",
-            input_usd_per_mtok=0.15,
-            output_usd_per_mtok=0.6,
+            url=f"http://127.0.0.1:{upstream}/v1", prices=Prices(input_usd_per_mtok=0.15, output_usd_per_mtok=0.6)
         )
+        release = ReleaseRoute(RELEASE, "release/bench@1", (target,))
         snapshot = RoutingSnapshot(
             project="bench",
             epoch=1,
             issued_at=time.time(),
             lifetime_s=3600,
-            routes=(Route(endpoint="gpt-4o-mini", tenant="default", targets=(target,)),),
+            routes=(Route(endpoint="gpt-4o-mini", tenant="default", releases=(release,)),),
             keys=(ApiKey(key_digest(KEY), "bench", "default"),),
         )
         (place / "routing.json").write_bytes(snapshot.encode())

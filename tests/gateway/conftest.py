@@ -16,7 +16,7 @@ import uvloop
 
 from tidemill.gateway import Limits, Worker, WorkerOptions, bind
 from tidemill.gateway.testing import ScriptedUpstream
-from tidemill.kernel import ApiKey, Arm, Route, RoutingSnapshot, Target, key_digest
+from tidemill.kernel import ApiKey, Arm, ReleaseRoute, Route, RoutingSnapshot, Target, key_digest
 from tidemill.telemetry.reading import read_segment
 from tidemill.telemetry.records import Content, Intent, Score, Span
 
@@ -27,8 +27,11 @@ RELEASE_2 = "sha256:" + "2" * 64
 RELEASE_3 = "sha256:" + "3" * 64
 
 
-def target(url: str, release: str = RELEASE_1, **more: Any) -> Target:
-    return Target(release=release, release_ref="release/desk@1", url=url, **more)
+def target(
+    url: str, release: str = RELEASE_1, *, arm: Arm = Arm.CONTROL, weight: float = 1.0, **more: Any
+) -> ReleaseRoute:
+    """A release with one target."""
+    return ReleaseRoute(release, "release/desk@1", (Target(url, **more),), arm, weight)
 
 
 def snapshot_of(*routes: Route, epoch: int = 1, **more: Any) -> RoutingSnapshot:
@@ -175,14 +178,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., RunningGateway]]:
 @pytest.fixture
 def gateway(start: Callable[..., RunningGateway], upstream: ScriptedUpstream) -> RunningGateway:
     """A worker with one endpoint, ``desk``, in front of ``upstream``."""
-    return start(Route(endpoint="desk", tenant="default", targets=(target(upstream.url),)))
+    return start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),)))
 
 
 def canary_route(control: ScriptedUpstream, canary_url: str, **more: Any) -> Route:
     return Route(
         endpoint="desk",
         tenant="default",
-        targets=(
+        releases=(
             target(control.url, weight=more.pop("control_weight", 0.0)),
             replace(target(canary_url, RELEASE_2), arm=Arm.CANARY, weight=more.pop("canary_weight", 1.0)),
         ),

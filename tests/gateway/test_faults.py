@@ -20,7 +20,7 @@ FAST = Limits(first_byte_timeout_s=0.4, chunk_timeout_s=0.4, connect_timeout_s=1
 
 @pytest.fixture
 def quick(start: Callable[..., RunningGateway], upstream: ScriptedUpstream) -> RunningGateway:
-    return start(Route(endpoint="desk", tenant="default", targets=(target(upstream.url),)), limits=FAST)
+    return start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),)), limits=FAST)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_stale_connection_is_tried_anew(quick: RunningGateway, upstream: Scrip
 
 
 def test_connections_are_kept_and_age_out(start: Callable[..., RunningGateway], upstream: ScriptedUpstream) -> None:
-    route = Route(endpoint="desk", tenant="default", targets=(target(upstream.url),))
+    route = Route(endpoint="desk", tenant="default", releases=(target(upstream.url),))
     gateway = start(route, limits=Limits(upstream_idle_s=0.2))
     with Wire(gateway.port) as wire:
         for _ in range(5):
@@ -136,7 +136,7 @@ def test_a_client_that_leaves_stops_the_upstream(quick: RunningGateway, upstream
 
 def test_slow_readers_hold_the_upstream_back(start: Callable[..., RunningGateway]) -> None:
     with ScriptedUpstream(words=tuple("x" * 60_000 for _ in range(400))) as upstream:
-        route = Route(endpoint="desk", tenant="default", targets=(target(upstream.url),))
+        route = Route(endpoint="desk", tenant="default", releases=(target(upstream.url),))
         gateway = start(route, limits=Limits(capture_bytes=100_000))
         with Wire(gateway.port) as wire:
             wire.send(ask(stream=True))

@@ -61,7 +61,7 @@ def test_smuggling_is_refused(gateway: RunningGateway, upstream: ScriptedUpstrea
 
 def test_limits(start: Callable[..., RunningGateway], upstream: ScriptedUpstream) -> None:
     limits = Limits(url_bytes=100, header_bytes=2000, header_count=10, body_bytes=1000)
-    gateway = start(Route(endpoint="desk", tenant="default", targets=(target(upstream.url),)), limits=limits)
+    gateway = start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),)), limits=limits)
     assert one_answer(gateway, b"GET /" + b"a" * 200 + b" HTTP/1.1\r\nHost: a\r\n\r\n") == (414, "uri_too_long")
     assert one_answer(gateway, HEAD + b"X: " + b"a" * 3000 + b"\r\n\r\n")[0] == 431
     assert one_answer(gateway, HEAD + b"X: " + b"a" * 3000)[0] == 431  # no end in sight
@@ -76,7 +76,7 @@ def test_limits(start: Callable[..., RunningGateway], upstream: ScriptedUpstream
 
 def test_slow_clients_are_dropped(start: Callable[..., RunningGateway], upstream: ScriptedUpstream) -> None:
     limits = Limits(header_timeout_s=0.3, body_timeout_s=0.3, idle_timeout_s=0.3)
-    gateway = start(Route(endpoint="desk", tenant="default", targets=(target(upstream.url),)), limits=limits)
+    gateway = start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),)), limits=limits)
     with Wire(gateway.port) as silent, Wire(gateway.port) as slow, Wire(gateway.port) as idle:
         slow.send(HEAD)
         idle.send(ask())
@@ -145,7 +145,7 @@ def test_old_clients_get_unframed_answers(gateway: RunningGateway) -> None:
 def test_browsers_and_foreign_names_are_kept_out(
     start: Callable[..., RunningGateway], upstream: ScriptedUpstream
 ) -> None:
-    route = Route(endpoint="desk", tenant="default", targets=(target(upstream.url),))
+    route = Route(endpoint="desk", tenant="default", releases=(target(upstream.url),))
     gateway = start(route, allowed_origins=frozenset(("https://ok.example",)))
 
     def status(headers: str) -> int:

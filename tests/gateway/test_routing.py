@@ -25,7 +25,7 @@ from tests.gateway.conftest import (
 from tests.gateway.wire import Wire, ask
 from tidemill.gateway.sessions import SessionTable
 from tidemill.gateway.testing import Fault, ScriptedUpstream
-from tidemill.kernel import Arm, InvalidInput, Route, Target
+from tidemill.kernel import Arm, InvalidInput, Route
 
 DAY_NS = 86_400 * 10**9
 
@@ -46,15 +46,15 @@ def test_snapshots_older_broken_or_foreign_are_refused(
     gateway: RunningGateway, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL, logger="tidemill.gateway.snapshots")
-    route = Route(endpoint="desk", tenant="default", targets=(target(upstream.url),))
+    route = Route(endpoint="desk", tenant="default", releases=(target(upstream.url),))
     gateway.route(snapshot_of(route, epoch=5))
     good = snapshot_of(route, epoch=6)
     bad = [
         snapshot_of(epoch=4).encode(),
         good.encode().replace(b'"epoch": 6', b'"epoch": 7'),
         dataclasses.replace(good, project="other").encode(),
-        snapshot_of(Route(endpoint="desk", tenant="default", targets=()), epoch=6).encode(),
-        snapshot_of(Route(endpoint="desk", tenant="default", targets=(target("ftp://x"),)), epoch=6).encode(),
+        snapshot_of(Route(endpoint="desk", tenant="default", releases=()), epoch=6).encode(),
+        snapshot_of(Route(endpoint="desk", tenant="default", releases=(target("ftp://x"),)), epoch=6).encode(),
         b"{",
     ]
     for number, data in enumerate(bad, 1):
@@ -74,7 +74,7 @@ def test_without_a_living_snapshot_it_says_why(
     gateway = start()
     status, body = one(gateway, ask())
     assert (status, json.loads(body)["error"]["code"]) == (503, "no_snapshot")
-    route = Route(endpoint="desk", tenant="default", targets=(target(upstream.url),))
+    route = Route(endpoint="desk", tenant="default", releases=(target(upstream.url),))
     gateway.route(snapshot_of(route, issued_at=time.time() - 100, lifetime_s=50))
     status, body = one(gateway, ask())
     assert (status, json.loads(body)["error"]["code"]) == (503, "snapshot_expired")
@@ -102,8 +102,8 @@ def test_a_session_keeps_its_release_when_weights_change(
 
 
 def test_sessions_end_by_idleness_or_when_their_release_leaves(tmp_path: Path) -> None:
-    targets = (Target(RELEASE_1, "r", "http://a", weight=0.5), Target(RELEASE_2, "r", "http://a", weight=0.5))
-    route = Route(endpoint="e", tenant="t", targets=targets, salt="x", session_idle_s=60.0)
+    releases = (target("http://a", weight=0.5), target("http://a", RELEASE_2, weight=0.5))
+    route = Route(endpoint="e", tenant="t", releases=releases, salt="x", session_idle_s=60.0)
     live = {RELEASE_1, RELEASE_2}
     one_worker, other_worker = SessionTable(tmp_path / "s.tbl"), SessionTable(tmp_path / "s.tbl")
     first = one_worker.resolve(route, "ann", DAY_NS, live)
@@ -128,7 +128,7 @@ def test_sessions_end_by_idleness_or_when_their_release_leaves(tmp_path: Path) -
 
 def test_session_memory_is_bounded_and_foreign_files_refused(tmp_path: Path) -> None:
     table = SessionTable(None, slots=64)
-    route = Route(endpoint="e", tenant="t", targets=(Target(RELEASE_1, "r", "http://a"),))
+    route = Route(endpoint="e", tenant="t", releases=(target("http://a"),))
     for number in range(1000):
         table.resolve(route, str(number), DAY_NS + number * 10**9, {RELEASE_1})
     last = table.resolve(route, "999", DAY_NS + 999 * 10**9, {RELEASE_1})
@@ -141,8 +141,8 @@ def test_session_memory_is_bounded_and_foreign_files_refused(tmp_path: Path) -> 
 
 def test_reweighting_is_what_the_kernel_says(tmp_path: Path) -> None:
     """About half of the sessions of a half-weighted canary go to it; alike in processes that share nothing."""
-    targets = (Target(RELEASE_1, "r", "http://a", weight=0.5), Target(RELEASE_2, "r", "http://a", weight=0.5))
-    route = Route(endpoint="e", tenant="t", targets=targets, salt="x")
+    releases = (target("http://a", weight=0.5), target("http://a", RELEASE_2, weight=0.5))
+    route = Route(endpoint="e", tenant="t", releases=releases, salt="x")
     here, there = SessionTable(None), SessionTable(None)
     chosen = [here.resolve(route, f"u:{n}", DAY_NS, {RELEASE_1, RELEASE_2}).release for n in range(400)]
     assert chosen == [there.resolve(route, f"u:{n}", 2 * DAY_NS, {RELEASE_1, RELEASE_2}).release for n in range(400)]
@@ -169,7 +169,7 @@ def test_a_dead_canary_fails_over_once(
 
 
 def test_a_dead_control_is_an_error(start: Callable[..., RunningGateway]) -> None:
-    gateway = start(Route(endpoint="desk", tenant="default", targets=(target(dead_url()),)))
+    gateway = start(Route(endpoint="desk", tenant="default", releases=(target(dead_url()),)))
     status, body = one(gateway, ask())
     assert (status, json.loads(body)["error"]["code"]) == (502, "upstream_failed")
     span = gateway.records().span()
@@ -179,7 +179,7 @@ def test_a_dead_control_is_an_error(start: Callable[..., RunningGateway]) -> Non
 def test_model_names_are_rewritten_and_nothing_else(
     start: Callable[..., RunningGateway], upstream: ScriptedUpstream
 ) -> None:
-    gateway = start(Route(endpoint="desk", tenant="default", targets=(target(upstream.url, model="smollm"),)))
+    gateway = start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url, model="smollm"),)))
     assert one(gateway, ask(temperature=0.1, unknown={"a": [1, 2.50]}))[0] == 200
     assert upstream.seen[0].body == {
         "model": "smollm", "messages": [], "stream": False, "temperature": 0.1, "unknown": {"a": [1, 2.50]}
@@ -191,7 +191,7 @@ def test_upstream_keys_are_resolved_and_sent(tmp_path: Path, start: Callable[...
     with ScriptedUpstream() as upstream:
         reference = f"file:{tmp_path / 'secret'}"
         gateway = start(
-            Route(endpoint="desk", tenant="default", targets=(target(upstream.url, api_key_ref=reference),))
+            Route(endpoint="desk", tenant="default", releases=(target(upstream.url, api_key_ref=reference),))
         )
         assert one(gateway, ask())[0] == 200
         assert upstream.seen[0].headers["authorization"] == "Bearer sk-upstream"
@@ -200,7 +200,7 @@ def test_upstream_keys_are_resolved_and_sent(tmp_path: Path, start: Callable[...
 def test_answers_are_copied_to_the_shadow(start: Callable[..., RunningGateway], upstream: ScriptedUpstream) -> None:
     with ScriptedUpstream(words=("other",), delay_s=0.05) as second:
         shadow = dataclasses.replace(target(second.url, RELEASE_3, model="m3"), arm=Arm.SHADOW)
-        gateway = start(Route(endpoint="desk", tenant="default", targets=(target(upstream.url),), shadow=shadow))
+        gateway = start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),), shadow=shadow))
         assert b"from" in one(gateway, ask(stream=True, stream_options={"include_usage": True}))[1]
         upstream.faults.append(Fault.SERVER_ERROR)
         assert one(gateway, ask())[0] == 500  # not answered, so not copied
@@ -223,7 +223,7 @@ def test_shadow_copies_are_dropped_rather_than_piled_up(
     with ScriptedUpstream(always=Fault.STALL) as second:
         shadow = dataclasses.replace(target(second.url, RELEASE_3), arm=Arm.SHADOW)
         gateway = start(
-            Route(endpoint="desk", tenant="default", targets=(target(upstream.url),), shadow=shadow),
+            Route(endpoint="desk", tenant="default", releases=(target(upstream.url),), shadow=shadow),
             limits=Limits(shadow_queue=2, shadow_concurrency=1),
         )
         with Wire(gateway.port) as wire:
@@ -241,8 +241,8 @@ def test_a_tenant_writes_to_segments_of_its_own(
     from tests.gateway.wire import post
 
     gateway = start(
-        Route(endpoint="desk", tenant="acme", targets=(target(upstream.url),)),
-        Route(endpoint="desk", tenant="default", targets=(target(upstream.url),)),
+        Route(endpoint="desk", tenant="acme", releases=(target(upstream.url),)),
+        Route(endpoint="desk", tenant="default", releases=(target(upstream.url),)),
     )
     one(gateway, ask())
     one(gateway, post({"model": "desk", "messages": []}, key=OTHER_KEY))
@@ -264,6 +264,6 @@ def test_what_a_new_snapshot_brings_is_known_at_once(
     assert one(gateway, ask())[0] == 401
     write_snapshot(gateway.snapshot_path, snapshot_of(epoch=2))
     assert one(gateway, ask())[0] == 404
-    route = Route(endpoint="desk", tenant="default", targets=(target(upstream.url),))
+    route = Route(endpoint="desk", tenant="default", releases=(target(upstream.url),))
     write_snapshot(gateway.snapshot_path, snapshot_of(route, epoch=3))
     assert one(gateway, ask())[0] == 200

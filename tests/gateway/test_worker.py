@@ -26,7 +26,7 @@ def listener(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[socket.sock
     """A socket the test holds, as the supervisor does, and a snapshot beside it."""
     write_snapshot(
         tmp_path / "routing.json",
-        snapshot_of(Route(endpoint="desk", tenant="default", targets=(target(upstream.url),))),
+        snapshot_of(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),))),
     )
     held = bind("127.0.0.1", 0)
     yield held
@@ -124,7 +124,7 @@ def test_a_full_disk_refuses_new_calls(tmp_path: Path, upstream: ScriptedUpstrea
     folder = tmp_path / "g"
     folder.mkdir()
     gateway = RunningGateway(folder, Limits())
-    gateway.route(snapshot_of(Route(endpoint="desk", tenant="default", targets=(target(upstream.url),))))
+    gateway.route(snapshot_of(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),))))
     gateway.segments.parent.chmod(0o755)
     gateway.segments.write_text("a file where the folder should be")
     with Wire(gateway.port) as wire:

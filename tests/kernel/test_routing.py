@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.kernel import ApiKey, Arm, InvalidInput, Route, RoutingSnapshot, Target, assign
+from tidemill.kernel import ApiKey, Arm, InvalidInput, ReleaseRoute, Route, RoutingSnapshot, Target, assign
 
 
 def route(share: float) -> Route:
-    control = Target("sha256:a", "release/r@1", "http://127.0.0.1:1/v1", weight=1 - share)
-    canary = Target("sha256:b", "release/r@2", "http://127.0.0.1:2/v1", arm=Arm.CANARY, weight=share)
+    control = ReleaseRoute("sha256:a", "release/r@1", (Target("http://127.0.0.1:1/v1"),), weight=1 - share)
+    targets = (Target("http://127.0.0.1:2/v1", options={"region": "x"}),)
+    canary = ReleaseRoute("sha256:b", "release/r@2", targets, arm=Arm.CANARY, weight=share)
     return Route("helpdesk", "default", (control, canary), salt="s")
 
 

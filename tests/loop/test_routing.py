@@ -18,11 +18,11 @@ def test_a_canary_gets_its_share_once_it_is_ready() -> None:
     plan = replace(PLAN, canary="sha256:2", canary_share=0.25, rollout="rollout_x")
     waiting = compile_route(plan, {"sha256:1": ONE})
     assert waiting is not None
-    assert [target.weight for target in waiting.targets] == [1.0]
+    assert [target.weight for target in waiting.releases] == [1.0]
     assert waiting.rollout is None
     ready = compile_route(plan, {"sha256:1": ONE, "sha256:2": TWO})
     assert ready is not None
-    assert [(target.arm, target.weight) for target in ready.targets] == [(Arm.CONTROL, 0.75), (Arm.CANARY, 0.25)]
+    assert [(target.arm, target.weight) for target in ready.releases] == [(Arm.CONTROL, 0.75), (Arm.CANARY, 0.25)]
     assert ready.rollout == ready.salt == "rollout_x"
 
 
@@ -31,7 +31,7 @@ def test_a_shadow_answers_nobody() -> None:
     assert route is not None
     assert route.shadow is not None
     assert route.shadow.arm is Arm.SHADOW
-    assert len(route.targets) == 1
+    assert len(route.releases) == 1
     assert route.rollout == route.salt == "rollout_x/shadow"
 
 

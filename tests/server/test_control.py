@@ -26,7 +26,9 @@ def test_the_first_release_goes_live(desk: Desk) -> None:
     desk.look()
     (route,) = desk.snapshot().routes
     assert route.endpoint == "desk"
-    assert [(target.release, target.model, target.weight) for target in route.targets] == [(one.digest, "scripted", 1)]
+    assert [(target.release, target.targets[0].model, target.weight) for target in route.releases] == [
+        (one.digest, "scripted", 1)
+    ]
     epoch = desk.snapshot().epoch
     desk.look()
     assert desk.snapshot().epoch == epoch
@@ -52,7 +54,7 @@ def test_shadow_then_canary_then_promotion(desk: Desk) -> None:
     (route,) = desk.snapshot().routes
     assert route.shadow is not None
     assert route.shadow.release == two.digest
-    assert len(route.targets) == 1
+    assert len(route.releases) == 1
     state = RolloutState.SHADOW
     while state is RolloutState.SHADOW:
         assert desk.asked < 40
@@ -61,7 +63,7 @@ def test_shadow_then_canary_then_promotion(desk: Desk) -> None:
         state = load_rollout(desk.project.ledger, rollout.rollout_id).state
     assert state is RolloutState.CANARY
     (route,) = desk.snapshot().routes
-    assert [(target.release, target.weight) for target in route.targets] == [(one.digest, 0.5), (two.digest, 0.5)]
+    assert [(target.release, target.weight) for target in route.releases] == [(one.digest, 0.5), (two.digest, 0.5)]
     assert route.rollout == rollout.rollout_id
     while state is RolloutState.CANARY:
         assert desk.asked < 200
@@ -74,7 +76,7 @@ def test_shadow_then_canary_then_promotion(desk: Desk) -> None:
     assert live is not None
     assert live.digest == two.digest
     (route,) = desk.snapshot().routes
-    assert [target.release for target in route.targets] == [two.digest]
+    assert [target.release for target in route.releases] == [two.digest]
 
 
 def test_a_worse_release_is_rolled_back(desk: Desk) -> None:
@@ -100,7 +102,7 @@ def test_a_worse_release_is_rolled_back(desk: Desk) -> None:
     assert decided.state is RolloutState.ROLLED_BACK
     assert "worse than the baseline" in decided.last.verdict.reason
     (route,) = desk.snapshot().routes
-    assert [target.release for target in route.targets] == [one.digest]
+    assert [target.release for target in route.releases] == [one.digest]
 
 
 def drive(folder: Path, restarts: frozenset[int]) -> Iterator[object]:

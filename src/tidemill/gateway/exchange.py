@@ -174,13 +174,13 @@ class Exchange:
                 self._gateway.metrics.event("stale_retry")
                 self._send()
                 return
-            if self._lane.target.arm is Arm.CANARY and not self._failed_over:
+            if self._lane.release.arm is Arm.CANARY and not self._failed_over:
                 self._fail_over(failure)
                 return
         self._fail(failure)
 
     def _fail_over(self, failure: Failure) -> None:
-        self._attributes["tidemill.failover_from"] = self._lane.target.release
+        self._attributes["tidemill.failover_from"] = self._lane.release.release
         self._attributes["tidemill.failover_reason"] = f"upstream_{failure.kind}"
         self._failed_over, self._retried = True, False
         self._lane = self._junction.control
@@ -344,7 +344,7 @@ class Exchange:
     # -- records ----------------------------------------------------------------------------------------------
 
     def _intent(self) -> Intent:
-        identity, session, target = self._identity, self._session, self._lane.target
+        identity, session, release = self._identity, self._session, self._lane.release
         return Intent(
             trace_id=identity.trace_id,
             span_id=identity.span_id,
@@ -353,7 +353,7 @@ class Exchange:
             name=f"{self._operation.name} {self._asked.model}",
             operation=self._operation.name,
             endpoint=self._junction.route.endpoint,
-            release=target.release,
+            release=release.release,
             assigned_release=session.release,
             arm=self._lane.arm,
             session_id=session.session_id,
@@ -404,7 +404,7 @@ class Exchange:
             gateway.shadows.offer(self._junction, self._operation, self._request, span)
 
     def _span(self, status: Status, error_type: str | None, heard: Heard, ended_ns: int) -> Span:
-        identity, session, target = self._identity, self._session, self._lane.target
+        identity, session, release = self._identity, self._session, self._lane.release
         attributes = self._attributes
         if identity.parent_span_id is not None:
             attributes[ENTRY_ATTRIBUTE] = True
@@ -422,7 +422,7 @@ class Exchange:
             error_type,
             self._status or None,  # http_status
             self._junction.route.endpoint,
-            target.release,
+            release.release,
             session.release,  # assigned_release
             self._lane.arm,  # arm
             session.session_id,
@@ -454,10 +454,10 @@ def cost_usd(lane: Lane, heard: Heard) -> float | None:
     """Price of a call at the target's prices; ``None`` when the upstream told no usage."""
     if heard.input_tokens is None and heard.output_tokens is None:
         return None
-    target = lane.target
-    spent = (heard.input_tokens or 0) * target.input_usd_per_mtok + (
+    prices = lane.target.prices
+    spent = (heard.input_tokens or 0) * prices.input_usd_per_mtok + (
         heard.output_tokens or 0
-    ) * target.output_usd_per_mtok
+    ) * prices.output_usd_per_mtok
     return spent / 1e6
 
 

@@ -109,7 +109,7 @@ class _Copy:
     def start(self, gateway: Gateway) -> None:
         """Write the intent and call the shadow target."""
         self._gateway = gateway
-        original, target = self._original, self._lane.target
+        original, release = self._original, self._lane.release
         self._identity = Identity(original.trace_id, gateway.ids.span_id(), original.span_id, "01")
         self._started_ns = time_ns()
         self._input = read_request(self._request.body).input_text()
@@ -121,8 +121,8 @@ class _Copy:
             name=original.name,
             operation=original.operation,
             endpoint=original.endpoint,
-            release=target.release,
-            assigned_release=target.release,
+            release=release.release,
+            assigned_release=release.release,
             arm=Arm.SHADOW.value,
             session_id=original.session_id,
             user_key=original.user_key,
@@ -203,7 +203,7 @@ class _Copy:
             return
         self._over = True
         heard = heard or Heard()
-        original, target = self._original, self._lane.target
+        original, release = self._original, self._lane.release
         span = Span(
             trace_id=original.trace_id,
             span_id=self._identity.span_id,
@@ -218,8 +218,8 @@ class _Copy:
             error_type=error_type,
             http_status=self._status or None,
             endpoint=original.endpoint,
-            release=target.release,
-            assigned_release=target.release,
+            release=release.release,
+            assigned_release=release.release,
             arm=Arm.SHADOW.value,
             session_id=original.session_id,
             user_key=original.user_key,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.gateway.upstream import Address
-from tidemill.kernel import ApiKey, InvalidInput, Route, RoutingSnapshot, Target, UserError
+from tidemill.kernel import ApiKey, InvalidInput, ReleaseRoute, Route, RoutingSnapshot, Target, UserError
 from tidemill.telemetry.records import Reference
 
 _log = logging.getLogger(__name__)
@@ -23,30 +23,32 @@ SecretResolver = Callable[[str], str]
 
 
 class Lane:
-    """A target, ready for use: address and the constant lines of the request head.
+    """A release's upstream, ready for use: address and the constant lines of the request head.
 
     Args:
-        target: the release and where it answers.
+        release: the release.
+        target: one of its upstreams.
         resolve_secret: for the upstream's key.
 
     Raises:
         UserError: the URL or the secret reference cannot be used.
     """
 
-    __slots__ = ("address", "answer_header", "arm", "call_lines", "reference", "target")
+    __slots__ = ("address", "answer_header", "arm", "call_lines", "reference", "release", "target")
 
-    def __init__(self, target: Target, resolve_secret: SecretResolver) -> None:
+    def __init__(self, release: ReleaseRoute, target: Target, resolve_secret: SecretResolver) -> None:
+        self.release = release
         self.target = target
         self.address = Address.parse(target.url)
-        lines = [f"host: {self.address.host_header}", f"x-tidemill-arm: {target.arm.value}"]
+        lines = [f"host: {self.address.host_header}", f"x-tidemill-arm: {release.arm.value}"]
         if target.api_key_ref is not None:
             secret = resolve_secret(target.api_key_ref)
             if not secret.isascii() or not secret.isprintable():
                 raise InvalidInput(f"the secret {target.api_key_ref} is not one line of ASCII text")
             lines.append(f"authorization: Bearer {secret}")
-        self.arm = target.arm.value
-        self.answer_header = f"x-tidemill-release: {target.release}\r\n".encode()
-        self.reference = Reference("artifact", target.release, "release")
+        self.arm = release.arm.value
+        self.answer_header = f"x-tidemill-release: {release.release}\r\n".encode()
+        self.reference = Reference("artifact", release.release, "release")
         headers = "".join(line + "\r\n" for line in lines)
         self.call_lines = {
             path: f"POST {self.address.base_path}{path} HTTP/1.1\r\n{headers}".encode() for path in CALL_PATHS
@@ -59,13 +61,13 @@ class Junction:
     __slots__ = ("by_release", "control", "lanes", "rollout_header", "route", "shadow")
 
     def __init__(self, route: Route, resolve_secret: SecretResolver) -> None:
-        if not route.targets:
-            raise InvalidInput(f"endpoint {route.endpoint} of {route.tenant} has no target")
+        if not route.releases or not all(release.targets for release in route.releases):
+            raise InvalidInput(f"endpoint {route.endpoint} of {route.tenant} has a release without a target")
         self.route = route
-        self.lanes = tuple(Lane(target, resolve_secret) for target in route.targets)
+        self.lanes = tuple(Lane(release, release.targets[0], resolve_secret) for release in route.releases)
         self.control = self.lanes[0]
-        self.by_release = {lane.target.release: lane for lane in reversed(self.lanes)}
-        self.shadow = Lane(route.shadow, resolve_secret) if route.shadow is not None else None
+        self.by_release = {lane.release.release: lane for lane in reversed(self.lanes)}
+        self.shadow = Lane(route.shadow, route.shadow.targets[0], resolve_secret) if route.shadow is not None else None
         self.rollout_header = f"x-tidemill-rollout: {route.rollout}\r\n".encode() if route.rollout else b""
 
 

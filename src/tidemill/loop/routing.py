@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tidemill.kernel import ApiKey, Arm, Route, RoutingSnapshot, Target, UserError
+from tidemill.kernel import ApiKey, Arm, Prices, ReleaseRoute, Route, RoutingSnapshot, Target, UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +60,17 @@ def compile_route(plan: EndpointPlan, served: Mapping[str, ServedRelease]) -> Ro
     canary = served.get(plan.canary) if plan.canary else None
     shadow = served.get(plan.shadow) if plan.shadow else None
     share = plan.canary_share if canary is not None else 0.0
-    targets = [_target(control, Arm.CONTROL, 1.0 - share)]
+    releases = [_release_route(control, Arm.CONTROL, 1.0 - share)]
     if canary is not None:
-        targets.append(_target(canary, Arm.CANARY, share))
+        releases.append(_release_route(canary, Arm.CANARY, share))
     tag = None
     if plan.rollout is not None:
         tag = plan.rollout if canary is not None else shadow_tag(plan.rollout) if shadow is not None else None
     return Route(
         endpoint=plan.endpoint,
         tenant=plan.tenant,
-        targets=tuple(targets),
-        shadow=_target(shadow, Arm.SHADOW, 1.0) if shadow is not None else None,
+        releases=tuple(releases),
+        shadow=_release_route(shadow, Arm.SHADOW, 1.0) if shadow is not None else None,
         rollout=tag,
         salt=tag or plan.endpoint,
         session_idle_s=plan.session_idle_s,
@@ -120,15 +120,11 @@ def next_snapshot(
     return None if same == before else wanted
 
 
-def _target(release: ServedRelease, arm: Arm, weight: float) -> Target:
-    return Target(
-        release=release.digest,
-        release_ref=release.ref,
+def _release_route(release: ServedRelease, arm: Arm, weight: float) -> ReleaseRoute:
+    target = Target(
         url=release.url,
         model=release.model,
-        arm=arm,
-        weight=weight,
         api_key_ref=release.api_key_ref,
-        input_usd_per_mtok=release.input_usd_per_mtok,
-        output_usd_per_mtok=release.output_usd_per_mtok,
+        prices=Prices(input_usd_per_mtok=release.input_usd_per_mtok, output_usd_per_mtok=release.output_usd_per_mtok),
     )
+    return ReleaseRoute(release=release.digest, release_ref=release.ref, targets=(target,), arm=arm, weight=weight)

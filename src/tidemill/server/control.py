@@ -268,7 +268,7 @@ class ControlPlane:
         )
         if snapshot is not None:
             write_atomically(path, snapshot.encode())
-        self._routed = {target.release for route in compiled if route is not None for target in route.targets}
+        self._routed = {release.release for route in compiled if route is not None for release in route.releases}
 
     def _compile(self, plan: EndpointPlan, before: Route | None) -> Route | None:
         """The endpoint's route; the one that stands while its releases are being found again after a start.
@@ -277,8 +277,8 @@ class ControlPlane:
         """
         wanted = {one for one in (plan.control, plan.canary, plan.shadow) if one}
         if before is not None and not wanted <= set(self._served):
-            standing = [*before.targets, *([before.shadow] if before.shadow is not None else [])]
-            if {target.release for target in standing} == wanted:
+            standing = [*before.releases, *([before.shadow] if before.shadow is not None else [])]
+            if {release.release for release in standing} == wanted:
                 return before
         return compile_route(plan, self._served)
 
