@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tidemill.models.providers.dialect import UnsupportedField
+from tidemill.models.providers.dialect import Place, UnsupportedField
 
 CHAT_FIELDS: Final = (
     "model", "messages", "stream", "stream_options",
@@ -42,6 +42,21 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 
 
+_EMPTY: Final[tuple[Any, ...]] = (None, "", [], {}, False)
+_NOTHING: Final[frozenset[str]] = frozenset()
+
+
+def left_out(place: Place) -> frozenset[str]:
+    """The fields that the operator chose not to send to this target: its option ``leave_out``.
+
+    Args:
+        place: ``options["leave_out"]`` lists fields by commas, those inside others with their path
+            (``temperature, messages.name``).
+    """
+    listed = place.options.get("leave_out")
+    return frozenset(name.strip() for name in listed.split(",")) if listed else _NOTHING
+
+
 @dataclass(frozen=True, slots=True)
 class FieldTable:
     """The request fields one dialect knows.
@@ -56,20 +71,41 @@ class FieldTable:
     served: Mapping[str, str]
     refused: Mapping[str, str]
 
-    def wanted(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def wanted(self, request: Mapping[str, Any], leave_out: frozenset[str] = _NOTHING) -> dict[str, Any]:
         """The fields of a request that ask for something, each of which the provider can serve.
 
         Args:
             request: the decoded pivot request.
+            leave_out: fields to pass over, of ``left_out``.
 
         Raises:
             UnsupportedField: the first field that the table refuses or does not know.
         """
         found = {}
         for name, value in request.items():
-            if value is None or (name in _NEUTRAL and value in _NEUTRAL[name]):
+            if value is None or name in leave_out or (name in _NEUTRAL and value in _NEUTRAL[name]):
                 continue
             if name not in self.served:
                 raise UnsupportedField(name, self.provider, self.refused.get(name, "the field is not known"))
             found[name] = value
         return found
+
+
+def check_keys(
+    found: Mapping[str, Any], known: frozenset[str], where: str, provider: str, leave_out: frozenset[str] = _NOTHING
+) -> None:
+    """Refuse what an object inside the request says beyond the known keys; an empty value says nothing.
+
+    Args:
+        found: the object, e.g. one message.
+        known: the keys that are served.
+        where: its path, e.g. ``messages``.
+        provider: the dialect's name.
+        leave_out: paths to pass over, of ``left_out``.
+
+    Raises:
+        UnsupportedField: the first other key.
+    """
+    for key, value in found.items():
+        if key not in known and value not in _EMPTY and f"{where}.{key}" not in leave_out:
+            raise UnsupportedField(f"{where}.{key}", provider, "the field has no place there")

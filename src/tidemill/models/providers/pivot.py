@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tidemill.kernel import InvalidInput
-from tidemill.models.providers.dialect import UnsupportedField
+from tidemill.models.providers.dialect import Dialect, UnsupportedField, UnsupportedOperation
 
 _DATA_URL: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.ASCII)
 _decode: Final = msgspec.json.decode
@@ -29,6 +29,16 @@ class DataUrl(NamedTuple):
 
     media_type: str
     base64: str
+
+
+def check_operation(dialect: Dialect, operation: str) -> None:
+    """Refuse what a dialect does not offer.
+
+    Raises:
+        UnsupportedOperation: the operation is not one of the dialect's.
+    """
+    if operation not in dialect.operations:
+        raise UnsupportedOperation(operation, dialect.name)
 
 
 def read_object(body: bytes, what: str) -> dict[str, Any]:
