@@ -27,10 +27,18 @@ class Refusal(Exception):
         code: short machine-readable word, as in OpenAI's errors.
         param: the request field that is at fault.
         close: whether the connection must end, because what follows on it cannot be trusted.
+        retry_after_s: when to try again; the ``retry-after`` header says it in whole seconds.
     """
 
     def __init__(
-        self, status: int, message: str, code: str | None = None, *, param: str | None = None, close: bool = False
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        *,
+        param: str | None = None,
+        close: bool = False,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -38,6 +46,7 @@ class Refusal(Exception):
         self.code = code
         self.param = param
         self.close = close
+        self.retry_after_s = retry_after_s
 
     def body(self) -> bytes:
         """The error as OpenAI's JSON object."""

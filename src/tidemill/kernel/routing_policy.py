@@ -121,12 +121,14 @@ class Breaker:
         window_s: outcomes younger than this count.
         min_requests: fewer decide nothing.
         error_share: at this share of failures the breaker opens.
+        consecutive: so many failures in a row open it too, however long they took.
         open_s, open_max_s: it stays open so long at first, doubling with jitter up to the most; then one probe.
     """
 
     window_s: float = 30.0
     min_requests: int = 10
     error_share: float = 0.5
+    consecutive: int = 5
     open_s: float = 5.0
     open_max_s: float = 60.0
 

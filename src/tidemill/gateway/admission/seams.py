@@ -1,0 +1,106 @@
+"""What admission, limits and the exchange agree on: the call that asks to be let in, and what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tidemill.gateway.answers import Refusal
+from tidemill.kernel import ApiKey, Route, RoutingSnapshot
+from tidemill.kernel.routing_policy import Prices, Priority
+from tidemill.telemetry.records import AttributeValue
+
+
+@dataclass(slots=True)
+class Admissible:
+    """A call as far as admission must know it.
+
+    Args:
+        key: who asks.
+        route: the endpoint, with its policy.
+        operation: name of the operation, e.g. ``chat``.
+        priority: the key's, else the endpoint's.
+        input_bytes: of the request's body: an upper bound for its tokens.
+        max_output_tokens: what the request itself allows for one answer; ``None`` when it says nothing.
+        n: answers asked for.
+        request_id: id of the request's span: reserve and settlement are idempotent by it.
+        prices: of the dearest target that may serve it.
+    """
+
+    key: ApiKey
+    route: Route
+    operation: str
+    priority: Priority
+    input_bytes: int
+    max_output_tokens: int | None
+    n: int
+    request_id: str
+    prices: Prices
+
+
+class Waiting(Protocol):
+    """A call that waits to be let in."""
+
+    def cancel(self) -> None:
+        """The client has left: forget the call. Neither of its continuations runs any more."""
+        ...
+
+
+class Ticket(Protocol):
+    """A call that is let in. ``settle`` or ``cancel`` must be called once; a second call changes nothing."""
+
+    @property
+    def attributes(self) -> Mapping[str, AttributeValue]:
+        """What belongs on the intent (read before ``settle``) and on the finished span (read after it)."""
+        ...
+
+    def first_token(self, elapsed_s: float) -> None:
+        """The upstream's first token came ``elapsed_s`` after it was asked: what adaptive concurrency listens to."""
+        ...
+
+    def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:
+        """The call is over: free its place and give back what it reserved and did not use.
+
+        Args:
+            tokens: input and output of all attempts that were charged.
+            cost_usd: likewise, at the prices of the targets that served them.
+            ok: ``False`` when the upstream failed, timed out or was overloaded. A client that leaves, or is told of
+                a mistake of its own, is no failure.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Instead of ``settle``, when the upstream was never asked: nothing counts."""
+        ...
+
+
+class Reservation(Protocol):
+    """What the limiter holds for one call. ``settle`` or ``cancel`` is called once."""
+
+    @property
+    def attributes(self) -> Mapping[str, AttributeValue]:
+        """Empty where no limit applies."""
+        ...
+
+    def settle(self, *, tokens: int, cost_usd: float) -> None:
+        """Count what was used, give back the rest."""
+        ...
+
+    def cancel(self) -> None:
+        """Nothing was used."""
+        ...
+
+
+class Limits(Protocol):
+    """Rate limits and budgets; ``admission.limits`` keeps them on leases."""
+
+    def follow(self, snapshot: RoutingSnapshot) -> None:
+        """Take over the limits of a new snapshot."""
+        ...
+
+    def enter(
+        self, call: Admissible, then: Callable[[Reservation], None], refused: Callable[[Refusal], None]
+    ) -> Waiting | None:
+        """Reserve for a call. Calls one of the two at once where it can, and then returns ``None``."""
+        ...
