@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final, Protocol
 
 from tidemill.kernel import InvalidInput
@@ -18,8 +17,6 @@ OPERATIONS: Final = frozenset(
     {"chat", "text_completion", "embeddings", "moderation", "transcription", "speech", "responses"}
 )
 """The operations of OpenAI's API that a target can be asked for."""
-
-_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class UnsupportedField(InvalidInput):
@@ -66,7 +63,7 @@ class Credentials:
     """
 
     api_key: str | None = field(default=None, repr=False)
-    extra: Mapping[str, str] = field(default=_NONE, repr=False)
+    extra: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,7 @@ class Place:
     base_path: str
     host: str
     model: str
-    options: Mapping[str, str] = field(default=_NONE)
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
