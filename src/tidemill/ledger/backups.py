@@ -59,6 +59,8 @@ from tidemill.ledger.tables import (
     chain_heads,
     dataset_parts,
     leases,
+    limit_leases,
+    limit_requests,
     metadata,
 )
 
@@ -68,8 +70,9 @@ if TYPE_CHECKING:
 
 _FORMAT: Final = 1
 _BATCH_ROWS: Final = 2000
-# Pins and leases speak of processes of this machine; a restored run that was running is found abandoned.
-_LEFT_OUT: Final = (blob_pins, leases)
+# Pins and leases speak of processes of this machine; a restored run that was running is found abandoned. What limits
+# have spent is restored, for a budget goes on; which segments are settled belongs to the machine that drains them.
+_LEFT_OUT: Final = (blob_pins, leases, limit_leases, limit_requests)
 _TABLES: Final = [one for one in metadata.sorted_tables if one not in _LEFT_OUT]
 
 

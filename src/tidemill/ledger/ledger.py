@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from tidemill.kernel import Clock, Scope, SystemClock
+from tidemill.ledger.api_keys import ApiKeys
 from tidemill.ledger.artifacts import Artifacts
 from tidemill.ledger.database import Database
 from tidemill.ledger.decisions import Audit, Decisions
@@ -16,7 +17,7 @@ from tidemill.ledger.lineage import Lineage
 from tidemill.ledger.records import S3Options
 from tidemill.ledger.runs import Runs
 from tidemill.ledger.schema import prepare
-from tidemill.ledger.series import ApiKeys, Observations, Results
+from tidemill.ledger.series import Observations, Results
 
 if TYPE_CHECKING:
     from tidemill.ledger.blobs import Blobs

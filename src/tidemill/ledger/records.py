@@ -220,13 +220,38 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKeyRecord:
-    """A client's key, by its digest alone."""
+    """A client's key, by its digest alone.
+
+    Args:
+        prefix: its first characters, so that its owner can tell which it is.
+        team: whose limits count besides the key's own.
+        endpoints, operations: what it may call and ask for; empty for everything of the tenant.
+        expires_at: from then on it is not honoured.
+        priority: ``interactive`` or ``batch``; ``None`` leaves it to the endpoint.
+    """
 
     digest: str
     name: str
     tenant: str
     created_at: datetime
     revoked_at: datetime | None = None
+    prefix: str = ""
+    team: str | None = None
+    endpoints: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+    expires_at: datetime | None = None
+    priority: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyTerms:
+    """What a key may do, and until when. See ``ApiKeyRecord`` for the fields."""
+
+    team: str | None = None
+    endpoints: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+    expires_at: datetime | None = None
+    priority: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,18 @@
-"""Observations in their sequence, cached results and API keys: the small facets of the ledger."""
+"""Observations in their sequence and cached results: the small facets of the ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, func, insert, select, update
+from sqlalchemy import and_, func, insert, select
 
-from tidemill.kernel import Conflict, Digest, NotFound, Verdict
-from tidemill.ledger.records import ApiKeyRecord, Decision, Observation, plain_json
-from tidemill.ledger.tables import api_keys, observations, results
+from tidemill.kernel import Digest
+from tidemill.ledger.records import Observation, plain_json
+from tidemill.ledger.tables import observations, results
 
 if TYPE_CHECKING:
     from tidemill.ledger.database import Database
-    from tidemill.ledger.decisions import Decisions
 
 
 class Observations:
@@ -90,69 +89,3 @@ class Results:
                 )
                 found |= {row.key: row.value for row in connection.execute(query)}
         return found
-
-
-class ApiKeys:
-    """Clients' keys, by their digests alone."""
-
-    def __init__(self, database: Database, decisions: Decisions) -> None:
-        self._database = database
-        self._decisions = decisions
-
-    def add(self, digest: str, name: str) -> ApiKeyRecord:
-        """Let a key in.
-
-        Args:
-            digest: ``kernel.key_digest`` of the key.
-            name: what people call it; free again once revoked.
-
-        Raises:
-            Conflict: a live key has that name, or the digest is known.
-        """
-        now = self._database.clock.now()
-        with self._database.write() as connection:
-            self._database.lock(connection, "api_keys")
-            taken = select(api_keys.c.name).where(
-                (api_keys.c.digest == digest)
-                | (self._database.mine(api_keys) & (api_keys.c.name == name) & api_keys.c.revoked_at.is_(None))
-            )
-            if connection.execute(taken.limit(1)).one_or_none() is not None:
-                raise Conflict(
-                    f"There is an API key '{name}' already.", hint="Revoke it first, or choose another name."
-                )
-            connection.execute(insert(api_keys), self._database.row(digest=digest, name=name, created_at=now))
-        return ApiKeyRecord(digest=digest, name=name, tenant=self._database.scope.tenant, created_at=now)
-
-    def list(self) -> list[ApiKeyRecord]:
-        """All keys, revoked ones too, oldest first."""
-        query = (
-            select(api_keys)
-            .where(self._database.mine(api_keys))
-            .order_by(api_keys.c.created_at, api_keys.c.name, api_keys.c.digest)
-        )
-        with self._database.read() as connection:
-            return [
-                ApiKeyRecord(
-                    digest=row.digest,
-                    name=row.name,
-                    tenant=row.tenant,
-                    created_at=row.created_at,
-                    revoked_at=row.revoked_at,
-                )
-                for row in connection.execute(query)
-            ]
-
-    def revoke(self, name: str, *, actor: str, reason: str) -> Decision:
-        """Shut a key out; a decision of kind ``api_key`` says who and why.
-
-        Raises:
-            NotFound: no live key has that name.
-        """
-        with self._database.write() as connection:
-            self._decisions.lock(connection)
-            live = self._database.mine(api_keys) & (api_keys.c.name == name) & api_keys.c.revoked_at.is_(None)
-            now = self._database.clock.now()
-            if connection.execute(update(api_keys).where(live).values(revoked_at=now)).rowcount == 0:
-                raise NotFound(f"There is no live API key '{name}'.")
-            verdict = Verdict("revoked", reason)
-            return self._decisions.append(connection, "api_key", f"api_key/{name}", verdict, actor)

@@ -26,7 +26,7 @@ from sqlalchemy.sql.schema import SchemaItem
 
 from tidemill.ledger.columns import CanonicalJson, Moment
 
-SCHEMA_VERSION: Final = "0001"
+SCHEMA_VERSION: Final = "0003"
 
 metadata: Final = MetaData(
     naming_convention={
@@ -222,6 +222,12 @@ api_keys: Final = _table(
     _text("name"),
     Column("created_at", Moment, nullable=False),
     Column("revoked_at", Moment),
+    Column("prefix", _TEXT, nullable=False, server_default=""),  # the first characters, to know a key by
+    _text("team", nullable=True),
+    Column("endpoints", CanonicalJson, nullable=False, server_default="[]"),  # those it may call; none is all
+    Column("operations", CanonicalJson, nullable=False, server_default="[]"),  # likewise
+    Column("expires_at", Moment),
+    _text("priority", nullable=True),
     UniqueConstraint("digest"),  # a key says whose it is, so no two tenants hold the same
     narrow=True,
 )
@@ -276,4 +282,37 @@ dataset_rows: Final = _table(
     _index("part", scope_last=True),
     narrow=True,
     scope_last=True,
+)
+
+# The accounts of limits. Amounts are quanta (see ledger.accounts), times microseconds since 1970 by the store's clock.
+limit_leases: Final = _table(
+    "limit_leases",
+    ("lease",),
+    _text("lease"),
+    _text("account"),  # the limit's id
+    _text("holder"),
+    *(Column(name, BigInteger, nullable=False) for name in ("granted", "returned", "settled", "idle")),
+    Column("owed", BigInteger),  # set when the holder is done: spent already, and settlement is still to come
+    Column("window_us", BigInteger, nullable=False),
+    Column("until_us", BigInteger, nullable=False),
+    _index("account"),
+    narrow=True,
+)
+
+limit_spending: Final = _table(
+    "limit_spending",
+    ("account", "ends_us"),
+    _text("account"),
+    Column("ends_us", BigInteger, nullable=False, autoincrement=False),  # end of the bucket
+    Column("amount", BigInteger, nullable=False),
+    narrow=True,
+)
+
+limit_requests: Final = _table(
+    "limit_requests",
+    ("request",),
+    _text("request"),
+    Column("settled_us", BigInteger, nullable=False),
+    _index("settled_us"),
+    narrow=True,
 )

@@ -261,7 +261,7 @@ class ControlPlane:
             current,
             project=settings.project,
             routes=[route for route in compiled if route is not None],
-            keys=routing_keys(self.project.ledger),
+            keys=routing_keys(self.project.ledger, now_s=time.time()),
             capture=settings.gateway.capture,
             lifetime_s=settings.gateway.snapshot_lifetime_s,
             now_s=time.time(),
