@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -65,21 +65,17 @@ class EventStreamDecoder:
         """Whether a message has begun and not ended."""
         return bool(self._rest)
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Take the next bytes; return the messages that they complete.
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Take the next bytes; yield the messages that they complete.
 
         Raises:
-            BrokenFrame: a checksum or a length is wrong. Messages before it in ``data`` are lost with it: take them
-                one by one from ``frames`` where that matters.
+            BrokenFrame: a checksum or a length is wrong; the messages before it have been yielded.
         """
         self._rest += data
-        frames = []
-        while (frame := self.next_frame()) is not None:
-            frames.append(frame)
-        return frames
+        while (frame := self._next()) is not None:
+            yield frame
 
-    def next_frame(self) -> Frame | None:
-        """The next whole message of the bytes taken so far."""
+    def _next(self) -> Frame | None:
         rest = self._rest
         if len(rest) < _PRELUDE.size:
             return None
@@ -96,3 +92,52 @@ class EventStreamDecoder:
             raise BrokenFrame("the event stream is damaged: the checksum of a message does not hold")
         end = _PRELUDE.size + headers
         return Frame(_headers(message[_PRELUDE.size : end]), message[end:-4])
+
+
+def _headers(block: bytes) -> dict[str, HeaderValue]:
+    headers: dict[str, HeaderValue] = {}
+    at = 0
+    try:
+        while at < len(block):
+            end = at + 1 + block[at]
+            name, kind = block[at + 1 : end].decode(), block[end]
+            value, at = _READERS[kind](block, end + 1)
+            if name in headers or at > len(block):
+                raise BrokenFrame(f"the event stream is damaged: header '{name}'")
+            headers[name] = value
+    except (IndexError, KeyError, ValueError, struct.error) as error:
+        raise BrokenFrame(f"the event stream is damaged: its headers cannot be read ({error!r})") from error
+    return headers
+
+
+def _integer(size: int) -> Callable[[bytes, int], tuple[HeaderValue, int]]:
+    def read(block: bytes, at: int) -> tuple[HeaderValue, int]:
+        return int.from_bytes(block[at : at + size], "big", signed=True), at + size
+
+    return read
+
+
+def _sized(block: bytes, at: int) -> tuple[bytes, int]:
+    start = at + 2
+    end = start + int.from_bytes(block[at:start], "big")
+    return block[start:end], end
+
+
+def _text(block: bytes, at: int) -> tuple[HeaderValue, int]:
+    value, end = _sized(block, at)
+    return value.decode(), end
+
+
+#: type byte of a header -> how its value is read
+_READERS: Final[Mapping[int, Callable[[bytes, int], tuple[HeaderValue, int]]]] = {
+    0: lambda _, at: (True, at),
+    1: lambda _, at: (False, at),
+    2: _integer(1),
+    3: _integer(2),
+    4: _integer(4),
+    5: _integer(8),
+    6: _sized,
+    7: _text,
+    8: _integer(8),  # milliseconds since the epoch
+    9: lambda block, at: (block[at : at + 16], at + 16),
+}
