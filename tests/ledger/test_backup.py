@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tidemill.kernel import (
     digest_bytes,
 )
 from tidemill.ledger import Ledger, Observation, Row, RunStatus, backup, collect_garbage, open_ledger, restore
+from tidemill.ledger.accounts import Charge, ChargedRequest, open_lease_store
 from tidemill.ledger.backups import _TABLES
 
 CODE = digest_bytes(b"code")
@@ -48,6 +50,9 @@ def _fill(ledger: Ledger) -> None:
     ledger.results.put_many({CODE: {"score": 0.5}})
     ledger.api_keys.add(digest_bytes(ledger.scope.project.encode()), "key")
     ledger.blobs.put(b"garbage")
+    url = ledger.database.url.render_as_string(hide_password=False)
+    with closing(open_lease_store(url, ledger.scope)) as accounts:
+        accounts.settle([ChargedRequest("r", 0.0, (Charge("key/ann.x", 5, 3),))])
 
 
 def _rows(ledger: Ledger) -> dict[str, list[tuple[Any, ...]]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -14,7 +17,7 @@ _TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 _SCOPE = ("project", "tenant")
 
 
-def _make(name: str, columns: dict[str, sa.types.TypeEngine[object]], key: str, index: str = "") -> None:
+def _make(name: str, columns: Mapping[str, Any], key: str, index: str = "") -> None:
     nullable = name == "limit_leases"
     op.create_table(
         name,

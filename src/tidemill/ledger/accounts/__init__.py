@@ -1,0 +1,44 @@
+"""Accounts of rate limits and budgets: what a rolling window has seen, and what is lent to the gateway's workers.
+
+The values are light to import; a store's library is loaded when one is opened.
+"""
+
+from __future__ import annotations
+
+from tidemill.ledger.accounts.charges import (
+    Charge,
+    ChargedRequest,
+    charge_attributes,
+    charged_request,
+)
+from tidemill.ledger.accounts.opening import open_lease_store
+from tidemill.ledger.accounts.values import (
+    UNLEASED,
+    Ask,
+    Grant,
+    LeaseReport,
+    LeaseStore,
+    SettleReport,
+    Shortage,
+    Standing,
+    account_of,
+    quanta,
+)
+
+__all__ = [
+    "UNLEASED",
+    "Ask",
+    "Charge",
+    "ChargedRequest",
+    "Grant",
+    "LeaseReport",
+    "LeaseStore",
+    "SettleReport",
+    "Shortage",
+    "Standing",
+    "account_of",
+    "charge_attributes",
+    "charged_request",
+    "open_lease_store",
+    "quanta",
+]
