@@ -34,6 +34,8 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "metadata": ({},),
     "store": (False,),
     "service_tier": ("auto",),
+    "tool_choice": ("auto",),
+    "parallel_tool_calls": (True,),
     "tools": ([],),
     "functions": ([],),
     "stop": ([],),
@@ -55,6 +57,11 @@ def left_out(place: Place) -> frozenset[str]:
     """
     listed = place.options.get("leave_out")
     return frozenset(name.strip() for name in listed.split(",")) if listed else _NOTHING
+
+
+def asks_for_nothing(name: str, value: Any) -> bool:
+    """Whether a field has the value that it has when it is left out."""
+    return value is None or (name in _NEUTRAL and value in _NEUTRAL[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ class FieldTable:
         """
         found = {}
         for name, value in request.items():
-            if value is None or name in leave_out or (name in _NEUTRAL and value in _NEUTRAL[name]):
+            if name in leave_out or asks_for_nothing(name, value):
                 continue
             if name not in self.served:
                 raise UnsupportedField(name, self.provider, self.refused.get(name, "the field is not known"))

@@ -18,7 +18,7 @@ _MODULES: Final[dict[str, str]] = {
     "azure": "azure",
     "bedrock": "bedrock",
     "gemini": "gemini",
-    "mistral": "compatible",
+    "mistral": "mistral",
     "ollama": "compatible",
     "openai": "compatible",
     "vllm": "compatible",
