@@ -46,7 +46,7 @@ class Chooser:
         InvalidInput: rules or learned weights that cannot be used.
     """
 
-    __slots__ = ("_caps", "_healths", "_several", "_strategy")
+    __slots__ = ("_caps", "_healths", "_only", "_several", "_strategy")
 
     def __init__(
         self, targets: Sequence[Target], healths: Sequence[TargetHealth], policy: ChoicePolicy, rng: Random
@@ -54,6 +54,7 @@ class Chooser:
         self._healths = tuple(healths)
         self._caps = tuple(target.max_in_flight for target in targets)
         self._several = range(len(self._healths))
+        self._only = len(self._healths) == 1
         self._strategy = STRATEGIES[policy.kind](targets, self._healths, policy, rng)
 
     def choose(self, call: RoutingCall, now_s: float, tried: Collection[int] = ()) -> int | None:
@@ -68,6 +69,9 @@ class Chooser:
             Its place, or ``None``: on a first attempt all targets are at their caps; on a later one nothing is left
             that is ready, so a new round (``tried`` empty) begins with the first again, after a backoff.
         """
+        if self._only and not tried:
+            most = self._caps[0]
+            return 0 if most is None or self._healths[0].in_flight < most else None
         ready = [place for place in self._several if place not in tried and self._fit(place, now_s)]
         if len(ready) > 1:
             return self._strategy.pick(ready, call, now_s, not tried)

@@ -33,52 +33,52 @@ FEATURES: Final = (
 )
 """What is computed of a request, in the order of the weights; the intercept's weight stands last."""
 
-_READ_MOST: Final = 8192
-_NUMBER: Final = re.compile(r"\d+(?:[.,]\d+)*")
-_CODE: Final = re.compile(
-    r"```|\bdef \w+\(|\bclass \w+|\bimport \w+|\breturn\b|[{};]\s*$|</\w+>|\bSELECT\b", re.MULTILINE
-)
-_REASON: Final = re.compile(
-    r"\b(?:why|how|prove|proof|explain|derive|analy[sz]e|compare|design|evaluate|justify|implement|refactor|debug|plan"
-    r"|optimi[sz]e|calculate|compute|step by step|each|total|per|twice|remaining|percent|if)\b",
-    re.IGNORECASE,
-)
-_LOOK_UP: Final = re.compile(
-    r"\b(?:what|who|when|where|which|list|name|define|translate|summari[sz]e|rewrite|spell|capital|synonym)\b",
-    re.IGNORECASE,
-)
+_READ_MOST: Final = 4096
+_NUMBER: Final = re.compile(r"\d+")
 _OPTION: Final = re.compile(r"^\s*\(?[A-Ea-e1-5][.):]\s", re.MULTILINE)
+_BREAKS: Final = str.maketrans(dict.fromkeys(".,;:!?()[]{}\"'`*#", " "))
+_REASON_WORDS: Final = (
+    "why how prove proof explain derive analyse analyze compare design evaluate justify implement refactor debug plan "
+    "optimise optimize calculate compute step each total per twice remaining percent if"
+)
+_LOOK_UP_WORDS: Final = (
+    "what who when where which list name define translate summarise summarize rewrite spell capital synonym"
+)
+_REASON: Final = frozenset(_REASON_WORDS.split())
+_LOOK_UP: Final = frozenset(_LOOK_UP_WORDS.split())
+_CODE: Final = ("```", "def ", "import ", "return ", "};", "</", "SELECT ", "function(", "){", "#include")
 _FORMULA: Final = "=+*/^<>\\$%"
-_RARE: Final = "jqxzJQXZ"
+_DIGITS: Final = "0123456789"
+_RARE: Final = "jqxz"
 
 
 def features(call: RoutingCall) -> tuple[float, ...]:
-    """The features of a request, in the order of ``FEATURES``; each between 0 and about 3.
+    """The features of a request, in the order of ``FEATURES``; most between 0 and 3.
 
-    The last user turn is what is asked, up to 8,192 characters; everything before it is context.
+    The last user turn is what is asked, up to 4,096 characters; everything before it is context.
     """
     turns = turns_of(call.messages)
     asked = next((text for role, text in reversed(turns) if role == "user"), "")
     context = sum(len(text) for _, text in turns) - len(asked)
     text = asked[:_READ_MOST]
+    lower = text.lower()
+    words = lower.translate(_BREAKS).split()
     size = len(text) or 1
-    words = len(text.split()) or 1
-    numbers = len(_NUMBER.findall(text))
     return (
         math.log1p(len(asked)) / 3,
         math.log1p(context) / 3,
         math.log1p(len(turns)),
-        len(text) / words / 4,
-        math.log1p(numbers),
-        sum(map(text.count, "0123456789")) / size * 10,
+        size / (len(words) or 1) / 4,
+        math.log1p(len(_NUMBER.findall(text))),
+        sum(map(text.count, _DIGITS)) / size * 10,
         math.log1p(sum(map(text.count, _FORMULA))) / 2,
-        1.0 if _CODE.search(text) else 0.0,
+        1.0 if any(mark in text for mark in _CODE) else 0.0,
         math.log1p(text.count("\n")) / 2,
         math.log1p(text.count("?")),
-        math.log1p(len(_REASON.findall(text))),
-        math.log1p(len(_LOOK_UP.findall(text))),
+        math.log1p(sum(map(_REASON.__contains__, words))),
+        math.log1p(sum(map(_LOOK_UP.__contains__, words))),
         1.0 if _OPTION.search(text) else 0.0,
-        sum(map(text.count, _RARE)) / size * 50,
+        sum(map(lower.count, _RARE)) / size * 50,
         1.0 if call.tools else 0.0,
     )
 
