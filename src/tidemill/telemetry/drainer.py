@@ -6,7 +6,7 @@ what it stores twice is recognised there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +83,7 @@ class _Gathered:
     """Records of one batch, masked, and how far they reach."""
 
     spans: list[Span] = field(default_factory=list)
+    raw: list[Span] = field(default_factory=list)
     contents: dict[tuple[str, str], Content] = field(default_factory=dict)
     seen: set[tuple[str, str]] = field(default_factory=set)
     scores: list[Score] = field(default_factory=list)
@@ -102,15 +103,24 @@ class Drainer:
         mask: takes personal data out of a text; applied to all content, comments, corrections and text attributes
             before anything is stored.
         clock: where the time comes from.
+        settle: given the spans of each batch as they were written, placeholders included, before the batch is
+            committed. What it raises leaves the batch to the next call, so it sees every span at least once.
     """
 
     def __init__(
-        self, segments: Path, store: SpanStore, *, mask: Callable[[str], str], clock: Clock | None = None
+        self,
+        segments: Path,
+        store: SpanStore,
+        *,
+        mask: Callable[[str], str],
+        clock: Clock | None = None,
+        settle: Callable[[Sequence[Span]], None] | None = None,
     ) -> None:
         self._segments = segments
         self._store = store
         self._mask = mask
         self._clock = clock or SystemClock()
+        self._settle = settle
         self._offsets: dict[str, int] | None = None
         self._headers: dict[Path, tuple[int, SegmentHeader, int]] = {}
         self._gone: list[str] = []
@@ -202,6 +212,7 @@ class Drainer:
         if not isinstance(record, End):
             gathered.records += 1
         if isinstance(record, Finished):
+            gathered.raw.append(record.span)
             span = masked_span(record.span, self._mask, self._session_key)
             gathered.spans.append(span)
             gathered.content_lost += record.content_lost
@@ -224,6 +235,7 @@ class Drainer:
         scope = self._store.scope
         for intent in remains.open_intents:
             placeholder = interrupted_span(intent, project=scope.project, tenant=scope.tenant)
+            gathered.raw.append(placeholder)
             gathered.spans.append(masked_span(placeholder, self._mask, self._session_key))
         return remains.corrupt
 
@@ -231,6 +243,8 @@ class Drainer:
         if not (gathered.offsets or gathered.spans or self._gone):
             return CommitReport()
         assert self._offsets is not None
+        if self._settle is not None and gathered.raw:
+            self._settle(gathered.raw)
         batch = Batch(gathered.spans, gathered.contents, gathered.scores)
         report = self._store.commit(batch, gathered.offsets, forget=self._gone)
         self._offsets |= gathered.offsets

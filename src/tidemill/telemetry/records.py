@@ -111,7 +111,11 @@ class Content(msgspec.Struct, frozen=True, gc=False):
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What is known before the upstream call; it becomes an ``interrupted`` span if its writer dies first."""
+    """What is known before the upstream call; it becomes an ``interrupted`` span if its writer dies first.
+
+    Args:
+        attributes: what the span is to carry even then, e.g. what the call has reserved of its limits.
+    """
 
     trace_id: str
     span_id: str
@@ -129,6 +133,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     request_model: str | None = None
     stream: bool = False
     rollout: str | None = None
+    attributes: dict[str, AttributeValue] = {}
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -188,4 +193,5 @@ def interrupted_span(intent: Intent, *, project: str, tenant: str) -> Span:
         request_model=intent.request_model,
         stream=intent.stream,
         rollout=intent.rollout,
+        attributes=intent.attributes,
     )
