@@ -17,7 +17,7 @@ from tidemill.models.providers.dialect import Place, UnsupportedField
 from tidemill.models.providers.fields import FieldTable, check_keys, left_out
 from tidemill.models.providers.messages import CACHE_MARKS, Media, check_message, check_part, read_media
 from tidemill.models.providers.pivot import arguments_of, parts_of, read_list, read_messages
-from tidemill.models.providers.tools import ToolChoice, read_tool_choice, read_tools
+from tidemill.models.providers.tools import read_tool_choice, read_tools
 
 NAME: Final = "bedrock"
 
@@ -212,9 +212,10 @@ def _add_tools(wanted: Mapping[str, Any], body: _Body, leave_out: frozenset[str]
         if choice.mode == "required":
             raise InvalidInput("'tool_choice' asks for a tool, but there are no 'tools'.")
         return
+    single = choice.mode == "required" and len(choice.names) == 1  # Converse can name one tool to call, and no more
     listed: list[dict[str, Any]] = []
     for tool in tools:
-        if len(choice.names) > 1 and tool.name not in choice.names:
+        if choice.names and not single and tool.name not in choice.names:
             continue
         spec: dict[str, Any] = {"name": tool.name, "inputSchema": {"json": tool.parameters}}
         spec.update({"description": tool.description} if tool.description else {})
@@ -222,13 +223,11 @@ def _add_tools(wanted: Mapping[str, Any], body: _Body, leave_out: frozenset[str]
         listed.append({"toolSpec": spec})
         if tool.cached:
             listed.append({"cachePoint": {"type": "default"}})
-    body["toolConfig"] = {"tools": listed, "toolChoice": _choice(choice)}
-
-
-def _choice(choice: ToolChoice) -> dict[str, Any]:
-    if choice.mode == "required" and len(choice.names) == 1:
-        return {"tool": {"name": choice.names[0]}}
-    return {"any": {}} if choice.mode == "required" else {"auto": {}}
+    if single:
+        chosen: dict[str, Any] = {"tool": {"name": choice.names[0]}}
+    else:
+        chosen = {"any": {}} if choice.mode == "required" else {"auto": {}}
+    body["toolConfig"] = {"tools": listed, "toolChoice": chosen}
 
 
 def _has_calls(messages: list[dict[str, Any]]) -> bool:

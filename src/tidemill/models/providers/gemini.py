@@ -230,7 +230,7 @@ class _Pieces:
             raise InvalidInput(f"Gemini's answer holds a part that has no place in a chat answer: {', '.join(part)}.")
 
     def _call(self, call: dict[str, Any], signature: str | None) -> None:
-        identity = str(call.get("id") or f"call_{self._identity}-{self.calls}")
+        identity = str(call.get("id") or f"call_{self._identity.removeprefix('chatcmpl-')}-{self.calls}")
         arguments = _encode(call.get("args") or {}).decode()
         written = tool_call(identity, str(call.get("name") or ""), arguments, index=self.calls)
         if signature:
