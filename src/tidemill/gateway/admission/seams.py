@@ -99,6 +99,10 @@ class Limits(Protocol):
         """Take over the limits of a new snapshot."""
         ...
 
+    def applies(self, route: Route) -> bool:
+        """Whether any limit may count a call to a route."""
+        ...
+
     def enter(
         self, call: Admissible, then: Callable[[Reservation], None], refused: Callable[[Refusal], None]
     ) -> Waiting | None:
