@@ -1,73 +1,28 @@
 """The side that faces clients: HTTP/1.1 requests in, answers out, one at a time per connection.
 
-httptools (llhttp, strict) parses; this module adds what a parser does not decide: size limits, the order of pipelined
-requests, timers, and how a connection that cannot be trusted any more ends. llhttp itself refuses Content-Length beside
-Transfer-Encoding, repeated or malformed lengths, folded headers, bare line feeds and spaces before colons.
+``RequestReader`` turns bytes into requests; this module adds the order of pipelined requests, timers, flow control,
+and how a connection that cannot be trusted any more ends. It talks to a transport and a clock only, so that it runs
+under any loop, over TLS, and in tests without a socket.
 
 While an answer is under way at most one further read is kept aside, then the socket waits; a client that pipelines so
-far ahead and leaves is noticed when its answer is written.
+far ahead and leaves is noticed when its answer is written. A client that closes its side for sending counts as gone:
+that is how leaving looks, and tokens for nobody cost.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from time import monotonic
-from typing import Any, Final, NoReturn, Protocol
-
-import httptools
+from typing import Any, Final, Protocol
 
 from tidemill.gateway.answers import Refusal, full_answer
 from tidemill.gateway.limits import Limits
+from tidemill.gateway.reading import HEAD, IDLE, Request, RequestReader
 
-_KEPT: Final = {
-    b"authorization": "authorization",
-    b"traceparent": "traceparent",
-    b"tracestate": "tracestate",
-    b"x-tidemill-session": "session",
-    b"content-type": "content_type",
-    b"content-length": "length",
-    b"transfer-encoding": "transfer",
-    b"expect": "expect",
-    b"accept": "accept",
-    b"origin": "origin",
-    b"host": "host",
-}
-_ONCE: Final = frozenset(("authorization", "host", "session", "traceparent", "origin", "transfer", "expect"))
-_FIELDS: Final[dict[bytes, str]] = {}  # names as clients write them, learnt; "" for those nobody reads
-_FIELDS_MOST: Final = 1024
+__all__ = ["Call", "Front", "Handler", "Request"]
+
 _LINGER_S: Final = 1.0
-
-
-def _field(name: bytes) -> str:
-    field = _KEPT.get(name.lower(), "")
-    if len(_FIELDS) < _FIELDS_MOST:
-        _FIELDS[name] = field
-    return field
-
-
-class Request:
-    """One request as it arrived: the body whole, of the headers only those the gateway reads.
-
-    What is absent stays a class attribute, for one of these is made per request.
-    """
-
-    method = b""
-    target = b""
-    body = b""
-    keep_alive = True
-    modern = True  # HTTP/1.1, which knows chunks
-    authorization: bytes | None = None
-    traceparent: bytes | None = None
-    tracestate: bytes | None = None
-    session: bytes | None = None
-    content_type: bytes | None = None
-    accept: bytes | None = None
-    origin: bytes | None = None
-    host: bytes | None = None
-    length: bytes | None = None
-    transfer: bytes | None = None
-    expect: bytes | None = None
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Call(Protocol):
@@ -115,16 +70,7 @@ class Front(asyncio.Protocol):
         self._handler = handler
         self._limits = limits
         self._fronts = fronts
-        self._parser: Any = None
-        self._request = Request()
-        self._parts: list[bytes] = []
-        self._body_bytes = 0
-        self._head_bytes = 0  # raw bytes read while the head is incomplete: bounds a header that never ends
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._in_head = True
-        self._receiving = False  # a message has begun and is not complete
-        self._refusal: Refusal | None = None
-        self._waiting: deque[Request] = deque()
+        self._reader = RequestReader(limits)
         self._stash = b""
         self._call: Call | None = None
         self._busy = False
@@ -132,6 +78,7 @@ class Front(asyncio.Protocol):
         self._keep_alive = True
         self._ending = False
         self._slow = False
+        self._unsent = 0  # bytes the client had not taken when it was last found slow
 
     # -- what answers use -------------------------------------------------------------------------------------
 
@@ -171,11 +118,14 @@ class Front(asyncio.Protocol):
         if self.transport is None:
             return
         if not stays:
-            self._ending = True
-            self.transport.close()
+            self._close()
             return
-        self.deadline = monotonic() + (self._limits.write_timeout_s if self._slow else self._limits.idle_timeout_s)
-        if not self._pumping and (self._waiting or self._stash or self._refusal is not None):
+        if self._slow:
+            self.deadline = monotonic() + self._limits.write_timeout_s
+        else:
+            self._await_client()
+        reader = self._reader
+        if not self._pumping and (reader.ready or self._stash or reader.invite or reader.refusal is not None):
             self._pump()
 
     def cut(self) -> None:
@@ -188,9 +138,8 @@ class Front(asyncio.Protocol):
     def drain(self) -> None:
         """Take no further request: close now when idle, else after the answer in flight."""
         self.draining = True
-        if not self._busy and not self._receiving and self.transport is not None:
-            self._ending = True
-            self.transport.close()
+        if not self._busy and self._reader.stage == IDLE and self.transport is not None:
+            self._close()
 
     def expire(self, now: float) -> None:
         """Act on a timer that has run out. ``now`` is monotonic, in seconds."""
@@ -198,12 +147,17 @@ class Front(asyncio.Protocol):
             return
         self.deadline = 0.0
         if self._slow or self._ending:
-            self.transport.abort()
-        elif self._receiving or self._head_bytes:
-            self._refusal = Refusal(408, "The request did not arrive in time.", "request_timeout", close=True)
-            self._answer_refusal()
+            unsent = self.transport.get_write_buffer_size()
+            if 0 < unsent < self._unsent:  # it does read, if slowly
+                self._unsent = unsent
+                self.deadline = now + self._limits.write_timeout_s
+            else:
+                self.transport.abort()
+        elif self._reader.stage != IDLE:
+            self._reader.refusal = Refusal(408, "The request did not arrive in time.", "request_timeout", close=True)
+            self._answer_refusal(self._reader.refusal)
         else:
-            self.transport.close()
+            self._close()
 
     # -- asyncio.Protocol -------------------------------------------------------------------------------------
 
@@ -212,36 +166,44 @@ class Front(asyncio.Protocol):
         self.transport = transport
         peer = transport.get_extra_info("peername")
         self.client_address = str(peer[0]) if isinstance(peer, tuple) and peer else "local"
-        self._parser = httptools.HttpRequestParser(self)
         self._fronts.add(self)
         self.deadline = monotonic() + self._limits.header_timeout_s
+        if len(self._fronts) > self._limits.client_connections:
+            text = f"This worker holds {self._limits.client_connections} connections already. Try again later."
+            self._answer_refusal(Refusal(503, text, "too_many_connections", close=True))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio gives it
         """Cancel what is in flight: nobody waits for it any more."""
         self._fronts.discard(self)
         self.transport = None
-        self._waiting.clear()
         self._stash = b""
-        # The parser holds bound methods of this object; without the cycle both are freed at once.
-        self._parser = None
+        self._reader.close()
         call, self._call = self._call, None
         if call is not None:
             call.client_left()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, or keep aside while an answer is under way."""
-        if self._ending or self._refusal is not None:
-            return
-        if self._busy:
+        """Read, or keep aside while an answer is under way."""
+        if self._busy or self._slow:  # answers that nobody reads must not pile up either
             self._stash += data
             self.transport.pause_reading()
             return
-        self._parse(data)
-        self._pump()
+        reader = self._reader
+        if self._ending or reader.refusal is not None:
+            return
+        stage = reader.stage
+        reader.feed(data)
+        if reader.ready and self._start(reader.ready.popleft()):
+            return
+        if reader.stage != stage:
+            self._await_client()
+        if reader.ready or reader.invite or reader.refusal is not None:
+            self._pump()
 
     def pause_writing(self) -> None:
         """The client reads slower than the answer arrives."""
         self._slow = True
+        self._unsent = self.transport.get_write_buffer_size()
         self.deadline = monotonic() + self._limits.write_timeout_s
         if self._call is not None:
             self._call.client_slow()
@@ -249,167 +211,68 @@ class Front(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client has caught up."""
         self._slow = False
-        self.deadline = 0.0 if self._busy else monotonic() + self._limits.idle_timeout_s
+        if self._busy:
+            self.deadline = 0.0
+        elif not self._ending:
+            self._await_client()
         if self._call is not None:
             self._call.client_ready()
-
-    # -- httptools callbacks ----------------------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        """Forget the message before."""
-        self._request = Request()
-        self._parts = []
-        self._headers = []
-        self._body_bytes = 0
-        self._in_head = self._receiving = True
-
-    def on_url(self, url: bytes) -> None:
-        """Keep the request target, within its limit (it may come in parts)."""
-        request = self._request
-        request.target += url
-        if len(request.target) > self._limits.url_bytes:
-            self._refuse(414, f"The request target is longer than {self._limits.url_bytes} bytes.", "uri_too_long")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the header for when all are there."""
-        if self._in_head:
-            self._headers.append((name, value))
-            return
-        # A trailer: never merged into the headers, but it counts as body, so that it is bounded.
-        self._body_bytes += len(name) + len(value)
-        if self._body_bytes > self._limits.body_bytes:
-            self._refuse_body()
-
-    def on_headers_complete(self) -> None:
-        """Read the headers, check what needs all of them, and let a client that asks first send its body."""
-        self._in_head = False
-        request, headers, limits = self._request, self._headers, self._limits
-        if self._head_bytes > limits.header_bytes or len(headers) > limits.header_count:
-            self._check_head()
-        self._head_bytes = 0
-        for name, value in headers:
-            field = _FIELDS.get(name)
-            if field is None:
-                field = _field(name)
-            if field:
-                if field in _ONCE and getattr(request, field) is not None:
-                    self._refuse(400, f"The header {field} is given twice.", "duplicate_header")
-                setattr(request, field, value)
-        request.method = self._parser.get_method()
-        request.modern = self._parser.get_http_version() == "1.1"
-        if not request.modern or request.host is None:
-            self._check_version(request)
-        if request.length is not None and int(request.length) > limits.body_bytes:
-            self._refuse_body()  # llhttp has accepted it as a plain number; refusing now spares the transfer
-        if request.transfer is not None or request.expect is not None:
-            self._check_framing(request)
-        self.deadline = monotonic() + limits.body_timeout_s
-
-    def on_body(self, data: bytes) -> None:
-        """Collect the body, within its limit."""
-        self._body_bytes += len(data)
-        if self._body_bytes > self._limits.body_bytes:
-            self._refuse_body()
-        self._parts.append(data)
-
-    def on_message_complete(self) -> None:
-        """Queue the request; it starts when no other is in flight."""
-        self._receiving = False
-        self._in_head = True
-        request, parts = self._request, self._parts
-        request.body = parts[0] if len(parts) == 1 else b"".join(parts)
-        request.keep_alive = request.modern and self._parser.should_keep_alive()
-        self._waiting.append(request)
+        elif not self._busy and not self._pumping:
+            self._pump()
 
     # -- order ------------------------------------------------------------------------------------------------
 
-    def _parse(self, data: bytes) -> None:
-        if self._in_head:
-            if not self._head_bytes:
-                self.deadline = monotonic() + self._limits.header_timeout_s
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._waiting.clear()
-            self._refusal = Refusal(400, "This server does not switch protocols.", "upgrade_refused", close=True)
-        except httptools.HttpParserError as error:
-            if self._refusal is None:
-                text = f"The request is not valid HTTP/1.1: {error}."
-                self._refusal = Refusal(400, text, "malformed_request", close=True)
-        if self._in_head and not self._receiving:
-            self._head_bytes = 0
-        elif self._in_head and self._head_bytes > self._limits.header_bytes and self._refusal is None:
-            self._refusal = self._large_head()
+    def _await_client(self) -> None:
+        """Set the timer for what the client has to send next."""
+        stage, limits = self._reader.stage, self._limits
+        if stage == IDLE:
+            patience_s = limits.idle_timeout_s
+        else:
+            patience_s = limits.header_timeout_s if stage == HEAD else limits.body_timeout_s
+        self.deadline = monotonic() + patience_s
 
     def _pump(self) -> None:
         """Start what can be started, in order. A loop, for thousands of tiny requests fit one read."""
         self._pumping = True
-        while not self._busy and not self._ending and self.transport is not None:
-            if self._waiting:
-                self._start(self._waiting.popleft())
-            elif self._refusal is not None:
-                self._answer_refusal()
+        reader = self._reader
+        while not (self._busy or self._slow or self._ending or self.transport is None):
+            if reader.ready:
+                self._start(reader.ready.popleft())
+            elif reader.refusal is not None:
+                self._answer_refusal(reader.refusal)
             elif self._stash:
                 data, self._stash = self._stash, b""
                 self.transport.resume_reading()
-                self._parse(data)
+                reader.feed(data)
+                self._await_client()
+            elif reader.invite:
+                reader.invite = False
+                self.transport.write(_CONTINUE)
             else:
                 break
         self._pumping = False
 
-    def _start(self, request: Request) -> None:
+    def _start(self, request: Request) -> bool:
+        """Have a request answered. Returns whether the answer is still under way."""
         self._busy = True
         self._keep_alive = request.keep_alive
         self.deadline = 0.0
         self._handler.handle(self, request)
+        return self._busy
 
-    # -- refusals ---------------------------------------------------------------------------------------------
+    # -- ends -------------------------------------------------------------------------------------------------
 
-    def _check_head(self) -> None:
-        """Measure the head itself: what was read may hold some of the body too."""
-        headers = self._headers
-        size = sum(len(name) + len(value) + 4 for name, value in headers) + len(self._request.target)
-        if size > self._limits.header_bytes or len(headers) > self._limits.header_count:
-            self._refuse_head()
-
-    def _check_version(self, request: Request) -> None:
-        if request.modern:
-            self._refuse(400, "An HTTP/1.1 request needs a Host header.", "missing_host")
-        if self._parser.get_http_version() != "1.0":
-            self._refuse(505, "This server speaks HTTP/1.1.", "http_version_not_supported")
-
-    def _check_framing(self, request: Request) -> None:
-        transfer, expect = request.transfer, request.expect
-        if transfer is not None and (transfer.strip().lower() != b"chunked" or not request.modern):
-            self._refuse(501, "The only transfer encoding understood is 'chunked', in HTTP/1.1.", "transfer_encoding")
-        if expect is None:
-            return
-        if expect.lower() != b"100-continue":
-            self._refuse(417, "The only expectation understood is '100-continue'.", "expectation_failed")
-        if not self._waiting:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def _refuse(self, status: int, message: str, code: str) -> NoReturn:
-        self._refusal = Refusal(status, message, code, close=True)
-        raise self._refusal  # stops llhttp; feed_data reports it as a callback's error
-
-    def _refuse_body(self) -> NoReturn:
-        self._refuse(413, f"The request body is larger than {self._limits.body_bytes} bytes.", "body_too_large")
-
-    def _refuse_head(self) -> NoReturn:
-        self._refusal = self._large_head()
-        raise self._refusal
-
-    def _large_head(self) -> Refusal:
-        text = f"The headers exceed {self._limits.header_bytes} bytes or {self._limits.header_count} lines."
-        return Refusal(431, text, "headers_too_large", close=True)
-
-    def _answer_refusal(self) -> None:
-        """Say what was wrong and end. The socket stays open for reading a moment, else a reset could eat the answer."""
-        refusal = self._refusal
-        assert refusal is not None
+    def _close(self) -> None:
+        """Close once all is sent. A client that does not take it is dropped when the timer runs out."""
         self._ending = True
+        self._unsent = self.transport.get_write_buffer_size()
+        self.deadline = monotonic() + self._limits.write_timeout_s
+        self.transport.close()
+
+    def _answer_refusal(self, refusal: Refusal) -> None:
+        """Say what was wrong and end. The socket stays open for reading a moment, else a reset could eat the answer."""
+        self._ending = True
+        self._unsent = 0
         self._handler.refused(refusal.status)
         self.transport.write(full_answer(refusal.status, refusal.body(), keep_alive=False))
         if self.transport.can_write_eof():

@@ -20,8 +20,9 @@ class Limits:
         body_timeout_s: from the end of the headers to the end of the body; then 408.
         idle_timeout_s: a kept-alive client connection without a request is closed after so long.
         write_timeout_s: a client that reads nothing for so long is dropped.
-        connect_timeout_s: to an upstream.
-        first_byte_timeout_s: from the sent request to the head of the upstream's answer.
+        client_connections: client connections of one worker; further ones get 503.
+        connect_timeout_s: to an upstream: name, connection and TLS handshake together.
+        first_byte_timeout_s: from the sent request to the end of the head of the upstream's answer.
         chunk_timeout_s: between two pieces of an upstream's answer.
         upstream_idle_s: kept-alive upstream connections are closed after so long without use (servers such as uvicorn
             close theirs after 5 s).
@@ -45,6 +46,7 @@ class Limits:
     first_byte_timeout_s: float = 300.0
     chunk_timeout_s: float = 120.0
     upstream_idle_s: float = 4.0
+    client_connections: int = 8192
     upstream_idle_connections: int = 256
     drain_timeout_s: float = 20.0
     shadow_queue: int = 64

@@ -1,57 +1,89 @@
 """The side that faces upstreams: kept-alive HTTP/1.1 connections, one request at a time on each.
 
-The caller hands over a finished request (head and body as bytes) and a sink; the connection parses the answer and
-passes it on in pieces, one per read. A connection is used again only after an answer that ended where HTTP says it
-ends, with nothing behind it.
+The caller hands over a finished request (head and body as bytes) and a sink; ``AnswerReader`` reads the answer, and the
+connection passes it on in pieces, one per read. A connection is used again only after an answer that ended where HTTP
+says it ends, with nothing behind it, to a request that was taken whole.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-import httptools
-
 from tidemill.gateway.limits import Limits
-from tidemill.kernel import InvalidInput
+from tidemill.gateway.reading import AnswerHead, AnswerReader
+from tidemill.gateway.tls import ClientContexts, Trust, tls_problem
+from tidemill.kernel import InvalidInput, UserError
 
-# Answer headers a client may need: rate limits and request ids, which the official clients read.
-_PASSED: Final = frozenset((b"retry-after", b"retry-after-ms", b"x-request-id", b"x-should-retry", b"content-encoding"))
-_PASSED_PREFIXES: Final = (b"x-ratelimit-", b"openai-")
-_READ: Final = {b"content-type": "content_type", b"content-length": "length", b"transfer-encoding": "transfer"}
-_FIELDS: Final[dict[bytes, str]] = {}  # names as upstreams write them, learnt; "" for those nobody reads
-_FIELDS_MOST: Final = 1024
+__all__ = ["Address", "AnswerHead", "Connecting", "Failure", "Sink", "UpstreamConnection", "UpstreamPool", "Waits"]
+
+_SHORT_S: Final = 5.0  # waits below get an alarm of their own; the sweep, which comes twice a second, sees to the rest
+_SYSTEM: Final = Trust()
 
 
-class Address(NamedTuple):
-    """Where an upstream listens, and the path its API begins with."""
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an upstream listens, the path its API begins with, and whom to trust there.
+
+    Args:
+        trust: for ``https``: own authorities and a client certificate; ``None`` takes the system's authorities.
+
+    Attributes:
+        place: what connections are kept by.
+    """
 
     host: str
     port: int
     tls: bool
     base_path: str
+    trust: Trust | None = None
+    place: tuple[str, int, bool, Trust | None] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", (self.host, self.port, self.tls, self.trust))
 
     @classmethod
-    def parse(cls, url: str) -> Address:
+    def parse(cls, url: str, trust: Trust | None = None) -> Address:
         """Read a base URL such as ``http://127.0.0.1:8431/v1``.
 
         Raises:
-            InvalidInput: not an http or https URL with a host.
+            InvalidInput: not an http or https URL with a host and without user name, query or fragment.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:  # a port that is no number, half a bracket
+            raise InvalidInput(f"upstream URL {url!r} cannot be read: is its port a number?") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise InvalidInput(f"upstream URL {url!r} is not http://HOST[:PORT]/… or https://…")
+        if parts.username is not None or parts.query or parts.fragment or not url.isascii() or not url.isprintable():
+            raise InvalidInput(f"upstream URL {parts.scheme}://{parts.hostname}… has more than host, port and path")
         tls = parts.scheme == "https"
-        return cls(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+        return cls(parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"), trust)
 
     @property
     def host_header(self) -> str:
         """The value of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+
+class Waits(NamedTuple):
+    """How long a call waits for its upstream, in seconds.
+
+    Args:
+        connect_timeout_s: for name resolution, connection and TLS handshake together.
+        first_byte_timeout_s: from the request's first byte to the end of the answer's head.
+        chunk_timeout_s: between two reads of the answer's body, while the client keeps up.
+    """
+
+    connect_timeout_s: float
+    first_byte_timeout_s: float
+    chunk_timeout_s: float
 
 
 class Failure(NamedTuple):
@@ -88,23 +120,6 @@ class Sink(Protocol):
         ...
 
 
-class AnswerHead:
-    """The headers of an answer that matter to the gateway. Absent ones are class attributes: one is made per answer."""
-
-    content_type = b"application/json"
-    length: bytes | None = None
-    transfer: bytes | None = None
-    passed = b""
-
-
-def _field(name: bytes) -> str:
-    lower = name.lower()
-    field = _READ.get(lower) or ("passed" if lower in _PASSED or lower.startswith(_PASSED_PREFIXES) else "")
-    if len(_FIELDS) < _FIELDS_MOST:
-        _FIELDS[name] = field
-    return field
-
-
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an upstream. Made by ``UpstreamPool``; ``stop`` and the flow methods are for its user."""
 
@@ -115,26 +130,35 @@ class UpstreamConnection(asyncio.Protocol):
         self.fresh = True  # no answer has come over it yet
         self.idle_since = 0.0
         self.deadline = 0.0
+        self.place = address.place
         self._pool = pool
-        self._limits = pool.limits
-        self.place = address[:3]
         self._sink: Sink | None = None
-        self._parser: Any = None
-        self._head = AnswerHead()
-        self._head_bytes = 0
-        self._pieces: list[bytes] = []
-        self._status = 0
-        self._started = False
-        self._closes_at_end = self._reusable = False
+        self._reader = AnswerReader(pool.limits.response_header_bytes)
+        self._chunk_timeout_s = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
 
-    def start(self, sink: Sink, data: bytes) -> None:
-        """Send a request and pass its answer to ``sink``."""
+    def start(self, sink: Sink, data: bytes, body: bytes = b"", waits: Waits | None = None) -> None:
+        """Send a request and pass its answer to ``sink``.
+
+        Args:
+            sink: told of everything that comes, until the end or a failure, exactly one of which it is told.
+            data: the head of the request, or the whole of it.
+            body: the rest; large ones are cheaper here, for nothing is joined.
+            waits: instead of the pool's.
+        """
+        if waits is None:
+            waits = self._pool.waits
         self._sink = sink
-        self._head = AnswerHead()
-        self._head_bytes = self._status = 0
-        self._started = False
-        self.deadline = monotonic() + self._limits.first_byte_timeout_s
+        self._reader.expect()
+        self.idle_since = 0.0
+        self._chunk_timeout_s = waits.chunk_timeout_s
+        self.deadline = monotonic() + waits.first_byte_timeout_s
+        if waits.first_byte_timeout_s < _SHORT_S:
+            self._watch()
         self.transport.write(data)
+        if body:
+            self.transport.write(body)
 
     def stop(self) -> None:
         """Forget the sink and drop the connection: its answer is not wanted any more."""
@@ -150,7 +174,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def resume(self) -> None:
         """Read on."""
-        self.deadline = monotonic() + self._pool.limits.chunk_timeout_s
+        self.deadline = monotonic() + self._chunk_timeout_s
+        if self._chunk_timeout_s < _SHORT_S:
+            self._watch()
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -160,115 +186,94 @@ class UpstreamConnection(asyncio.Protocol):
             if self.idle_since and now - self.idle_since > self._pool.limits.upstream_idle_s:
                 self.alive = False
                 self.transport.close()
-        elif self.deadline and now > self.deadline:
-            self._fail("timeout", "no byte came in time")
+        elif self.deadline and now >= self.deadline:
+            text = "no byte came in time" if self._reader.status else "the answer's head did not come in time"
+            self._fail("timeout", text)
+
+    # -- short waits ------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """See that ``expire`` is called at the deadline. An alarm that is set rings in time, or rings and is set anew.
+
+        So a stream moves its deadline with every piece and its alarm once per wait at most.
+        """
+        if self._alarm is not None:
+            if self._alarm_at <= self.deadline:
+                return
+            self._alarm.cancel()
+        self._alarm_at = self.deadline
+        self._alarm = asyncio.get_running_loop().call_later(self.deadline - monotonic(), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._sink is None or not self.deadline:
+            return
+        self.expire(monotonic())
+        if self._sink is not None and self.deadline - monotonic() < _SHORT_S:
+            self._watch()
 
     # -- asyncio.Protocol -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Join the pool's sweep."""
+        """Join the pool's sweep; who asked for the connection may have given up meanwhile."""
         self.transport = transport
-        self._parser = httptools.HttpResponseParser(self)  # starts anew by itself after each complete answer
+        self.idle_since = monotonic()
         self._pool.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Report it, unless the end of the connection is the end of the answer."""
         self.alive = False
         self._pool.connections.discard(self)
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         if self._sink is not None:
-            if self._status and self._closes_at_end and exc is None:
-                self.on_message_complete()
-                self._flush()
+            if exc is None and self._reader.end():
+                self._complete()
             else:
                 self._fail("lost", f"the connection broke: {exc or 'closed by the upstream'}")
-        self._parser = None
+        self._reader.close()
         self.transport = None
 
     def data_received(self, data: bytes) -> None:
-        """Parse and pass on what this read brought, as one piece."""
-        if self._sink is None:  # bytes nobody asked for: what follows cannot be trusted
+        """Read, and pass on what this read brought, as one piece."""
+        sink, reader = self._sink, self._reader
+        if sink is None:  # bytes nobody asked for: what follows cannot be trusted
             self.alive = False
             self.transport.abort()
             return
-        self.deadline = monotonic() + self._limits.chunk_timeout_s
-        if not self._status:
-            self._head_bytes += len(data)
-        self._started = True
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._flush()
-            self._fail("malformed", f"the answer is not valid HTTP/1.1: {error}")
+        headed = reader.status
+        problem = reader.feed(data)
+        if reader.status:
+            self.deadline = monotonic() + self._chunk_timeout_s
+            if not headed:
+                if self._chunk_timeout_s < _SHORT_S:
+                    self._watch()
+                sink.on_head(reader.status, reader.head)
+            piece = reader.take()
+            if piece and self._sink is not None:
+                sink.on_data(piece)
+        if self._sink is None:  # it has given up while it was told
             return
-        if not self._status and self._head_bytes > self._limits.response_header_bytes:
-            self._fail("malformed", "the answer's headers never end")
-            return
-        if self._pieces:
-            self._flush()
-
-    # -- httptools callbacks ----------------------------------------------------------------------------------
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep what the client or the gateway needs."""
-        field = _FIELDS.get(name)
-        if field is None:
-            field = _field(name)
-        if not field or self._status:  # nobody reads it, or a trailer
-            return
-        if field == "passed":
-            self._head.passed += name + b": " + value + b"\r\n"
-        else:
-            setattr(self._head, field, value)
-
-    def on_headers_complete(self) -> None:
-        """Pass the head on; interim answers (1xx) are swallowed."""
-        status = self._parser.get_status_code()
-        if status < 200:
-            self._head = AnswerHead()
-            return
-        self._status = status
-        head = self._head
-        self._closes_at_end = head.length is None and head.transfer is None and status not in {204, 304}
-        if self._sink is not None:
-            self._sink.on_head(status, head)
-
-    def on_body(self, data: bytes) -> None:
-        """Collect the pieces of one read."""
-        self._pieces.append(data)
-
-    def on_message_complete(self) -> None:
-        """Mark the end; it is reported after the pieces of the same read."""
-        if self._status:
-            self._reusable = not self._closes_at_end and self._parser.should_keep_alive()
-            self._pieces.append(_END)
+        if reader.ended:
+            self._complete()
+        elif problem is not None:
+            self._fail("malformed", problem)
 
     # -- ends -------------------------------------------------------------------------------------------------
-
-    def _flush(self) -> None:
-        pieces = self._pieces
-        if not pieces or self._sink is None:
-            pieces.clear()
-            return
-        self._pieces = []
-        ended = pieces[-1] is _END
-        if ended:
-            pieces.pop()
-        if pieces:
-            self._sink.on_data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if ended:
-            self._complete()
 
     def _complete(self) -> None:
         sink, self._sink = self._sink, None
         self.fresh = False
         self.deadline = 0.0
-        if self.alive and self._reusable:
+        # An upstream that answers before it has read the request whole may never read the rest.
+        if self.alive and self._reader.reusable and not self.transport.get_write_buffer_size():
             self._pool.give_back(self)
         else:
             self.alive = False
             if self.transport is not None:
                 self.transport.close()
-        if sink is not None:  # it may have given up while the last piece was passed on
+        if sink is not None:
             sink.on_done()
 
     def _fail(self, kind: str, detail: str) -> None:
@@ -277,10 +282,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
         if sink is not None:
-            sink.on_failure(Failure(kind, detail, not self._started))
-
-
-_END: Final = bytes(bytearray(b"end"))  # a marker compared by identity
+            sink.on_failure(Failure(kind, detail, not self._reader.started))
 
 
 class UpstreamPool:
@@ -288,19 +290,19 @@ class UpstreamPool:
 
     Args:
         limits: times and the number of idle connections.
-        tls: context for ``https`` upstreams; ``None`` makes the system's default one when it is first needed.
     """
 
-    def __init__(self, limits: Limits, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.waits = Waits(limits.connect_timeout_s, limits.first_byte_timeout_s, limits.chunk_timeout_s)
         self.connections: set[UpstreamConnection] = set()
-        self._free: dict[tuple[str, int, bool], list[UpstreamConnection]] = {}
-        self._tls = tls
+        self._free: dict[tuple[str, int, bool, Trust | None], list[UpstreamConnection]] = {}
+        self._contexts = ClientContexts()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take_idle(self, address: Address) -> UpstreamConnection | None:
         """A live idle connection, or ``None``."""
-        free = self._free.get(address[:3])
+        free = self._free.get(address.place)
         while free:
             connection = free.pop()
             if connection.alive and not connection.transport.is_closing():
@@ -320,28 +322,35 @@ class UpstreamPool:
         connection.idle_since = monotonic()
         free.append(connection)
 
-    def connect(self, address: Address, waiter: Connecting) -> asyncio.Task[None]:
-        """Open a connection and hand it to ``waiter``, or tell it why not. Cancel the task to give up."""
-        task = asyncio.get_running_loop().create_task(self._connect(address, waiter))
+    def connect(self, address: Address, waiter: Connecting, waits: Waits | None = None) -> asyncio.Task[None]:
+        """Open a connection and hand it to ``waiter``, or tell it why not. Cancel the task to give up.
+
+        Args:
+            address: where to.
+            waiter: told of the connection or of the failure.
+            waits: instead of the pool's.
+        """
+        timeout_s = (waits or self.waits).connect_timeout_s
+        task = asyncio.get_running_loop().create_task(self._connect(address, waiter, timeout_s))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _connect(self, address: Address, waiter: Connecting) -> None:
+    async def _connect(self, address: Address, waiter: Connecting, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
-        if address.tls and self._tls is None:
-            self._tls = ssl.create_default_context()
         try:
-            async with asyncio.timeout(self.limits.connect_timeout_s):
+            context = self._contexts.get(address.trust or _SYSTEM) if address.tls else None
+            async with asyncio.timeout(timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self, address),
-                    address.host,
-                    address.port,
-                    ssl=self._tls if address.tls else None,
+                    lambda: UpstreamConnection(self, address), address.host, address.port, ssl=context
                 )
         except TimeoutError:
-            waiter.on_failure(Failure("connect", f"{address.host_header} does not answer", untouched=True))
-        except OSError as error:  # ssl.SSLError is one
+            text = f"{address.host_header} does not answer within {timeout_s:g} s"
+            waiter.on_failure(Failure("connect", text, untouched=True))
+        except ssl.SSLError as error:
+            text = f"{address.host_header}: {tls_problem(error)}"
+            waiter.on_failure(Failure("connect", text, untouched=True))
+        except (OSError, UserError) as error:
             waiter.on_failure(Failure("connect", f"{address.host_header}: {error}", untouched=True))
         else:
             waiter.on_connected(connection)
