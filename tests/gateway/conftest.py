@@ -17,6 +17,7 @@ import uvloop
 from tidemill.gateway import Limits, Worker, WorkerOptions, bind
 from tidemill.gateway.testing import ScriptedUpstream
 from tidemill.kernel import ApiKey, Arm, ReleaseRoute, Route, RoutingSnapshot, Target, key_digest
+from tidemill.kernel.routing_policy import Retries, RoutePolicy
 from tidemill.telemetry.reading import read_segment
 from tidemill.telemetry.records import Content, Intent, Score, Span
 
@@ -25,6 +26,8 @@ OTHER_KEY = "tm_other_key"
 RELEASE_1 = "sha256:" + "1" * 64
 RELEASE_2 = "sha256:" + "2" * 64
 RELEASE_3 = "sha256:" + "3" * 64
+ONCE = RoutePolicy(retries=Retries(max_attempts=1))
+"""A policy that never tries again."""
 
 
 def target(
@@ -60,8 +63,17 @@ class Records:
     scores: list[Score]
 
     def span(self) -> Span:
-        (one,) = self.spans
+        """The only request's span."""
+        (one,) = self.requests()
         return one
+
+    def requests(self) -> list[Span]:
+        """The spans of requests, without those of attempts that came to nothing."""
+        return [span for span in self.spans if span.operation != "attempt"]
+
+    def attempts(self) -> list[Span]:
+        """The spans of attempts that came to nothing."""
+        return [span for span in self.spans if span.operation == "attempt"]
 
 
 def read_records(segments: Path) -> Records:
@@ -114,7 +126,7 @@ class RunningGateway:
 
         self._thread = threading.Thread(target=run)
         self._thread.start()
-        assert ready.wait(10)
+        assert ready.wait(30)
 
     @property
     def url(self) -> str:
@@ -133,7 +145,7 @@ class RunningGateway:
     def epoch(self) -> int:
         return int(self.gateway.snapshots.table.snapshot.epoch)
 
-    def wait(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "waited in vain"
@@ -142,7 +154,7 @@ class RunningGateway:
     def close(self) -> None:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(15)
+            self._thread.join(30)
             assert not self._thread.is_alive()
 
     def records(self) -> Records:

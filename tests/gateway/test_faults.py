@@ -9,7 +9,7 @@ from collections.abc import Callable
 import openai
 import pytest
 
-from tests.gateway.conftest import KEY, RunningGateway, target
+from tests.gateway.conftest import KEY, ONCE, RunningGateway, target
 from tests.gateway.wire import Wire, ask
 from tidemill.gateway import Limits
 from tidemill.gateway.testing import Fault, ScriptedUpstream
@@ -20,7 +20,7 @@ FAST = Limits(first_byte_timeout_s=0.4, chunk_timeout_s=0.4, connect_timeout_s=1
 
 @pytest.fixture
 def quick(start: Callable[..., RunningGateway], upstream: ScriptedUpstream) -> RunningGateway:
-    return start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),)), limits=FAST)
+    return start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),), policy=ONCE), limits=FAST)
 
 
 @pytest.mark.parametrize(
@@ -75,22 +75,26 @@ def test_a_slow_head_is_no_failure(quick: RunningGateway, upstream: ScriptedUpst
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "error"),
+    ("fault", "error", "told"),
     [
-        (Fault.ERROR_EVENT, "error", "overloaded"),
-        (Fault.MALFORMED_CHUNK, "error", "malformed_answer"),
-        (Fault.NO_DONE, "truncated", "stream_without_end"),
+        (Fault.ERROR_EVENT, "overloaded", b'"code": "overloaded"'),
+        (Fault.MALFORMED_CHUNK, "upstream_malformed", b"broke off"),
+        (Fault.NO_DONE, "stream_without_end", b"broke off"),
     ],
 )
-def test_bad_events_are_passed_on_and_marked(
-    quick: RunningGateway, upstream: ScriptedUpstream, fault: Fault, status: str, error: str
+def test_bad_events_end_the_stream(
+    quick: RunningGateway, upstream: ScriptedUpstream, fault: Fault, error: str, told: bytes
 ) -> None:
     upstream.faults.append(fault)
     with Wire(quick.port) as wire:
         wire.send(ask(stream=True))
-        assert wire.answer()[0] == 200
+        status, body = wire.answer()
+    assert status == 200
+    assert b"Hello" in body
+    assert told in body.rstrip().rpartition(b"\n\n")[2]
+    assert b"[DONE]" not in body
     span = quick.records().span()
-    assert (span.status, span.error_type) == (status, error)
+    assert (span.status, span.error_type) == ("truncated", error)
 
 
 def test_an_answer_shorter_than_announced_is_cut(quick: RunningGateway, upstream: ScriptedUpstream) -> None:

@@ -160,12 +160,16 @@ def test_a_dead_canary_fails_over_once(
         assert one(gateway, ask())[0] == 200
         assert one(gateway, ask(stream=True))[1].endswith(b"data: [DONE]\n\n")
     records = gateway.records()
-    for span in records.spans:
+    for span in records.requests():
         assert (span.status, span.release, span.arm) == ("ok", RELEASE_1, "control")
         assert span.assigned_release == RELEASE_2
         assert span.attributes["tidemill.failover_from"] == RELEASE_2
     assert [intent.release for intent in records.intents] == [RELEASE_2, RELEASE_2]
-    assert len({span.session_id for span in records.spans}) == 1
+    assert len({span.session_id for span in records.requests()}) == 1
+    children = {span.parent_span_id: span for span in records.attempts()}
+    for span in records.requests():
+        assert children[span.span_id].release == RELEASE_2
+        assert children[span.span_id].status == "error"
 
 
 def test_a_dead_control_is_an_error(start: Callable[..., RunningGateway]) -> None:

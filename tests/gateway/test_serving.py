@@ -87,7 +87,7 @@ def test_every_field_of_the_record_is_in_its_place(gateway: RunningGateway, upst
         output_tokens=5,
         cost_usd=span.cost_usd,
         finish_reasons=("stop",),
-        attributes={ENTRY_ATTRIBUTE: True},
+        attributes={ENTRY_ATTRIBUTE: True, "tidemill.usage_source": "provider"},
         references=(Reference("artifact", RELEASE_1, "release"),),
     )
     assert 0 < span.duration_s < 60

@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--worker", help="the worker's name; default: gateway-PID")
     parser.add_argument("--allow-origin", action="append", default=[], help="a browser origin that may call")
     parser.add_argument("--allow-host", action="append", default=[], help="a further Host name of a loopback listener")
+    parser.add_argument("--tls-certificate", type=Path, help="PEM file of the listener's certificate chain: HTTPS")
+    parser.add_argument("--tls-key", type=Path, help="PEM file of its private key; default: in the certificate's file")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     options = WorkerOptions(
@@ -37,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         worker=given.worker,
         allowed_origins=frozenset(given.allow_origin),
         allowed_hosts=frozenset(given.allow_host),
+        tls_certificate=given.tls_certificate,
+        tls_key=given.tls_key,
     )
     listener = socket.socket(fileno=given.fd) if given.fd is not None else None
     try:

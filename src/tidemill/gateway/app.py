@@ -3,57 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
-from time import time_ns
-from typing import Any, Final
-
-import msgspec
+from math import ceil
+from time import monotonic, time_ns
+from typing import TYPE_CHECKING, Final
 
 from tidemill.gateway.answers import Refusal
-from tidemill.gateway.exchange import Exchange, Operation
+from tidemill.gateway.exchange import Exchange, Incoming
 from tidemill.gateway.front import Front, Request
 from tidemill.gateway.limits import Limits
 from tidemill.gateway.metrics import Metrics
+from tidemill.gateway.operations import OPERATIONS, TRANSLATED, Operation
+from tidemill.gateway.pages import Pages
 from tidemill.gateway.payloads import Asked, read_request
 from tidemill.gateway.sessions import Session, SessionTable
 from tidemill.gateway.shadows import ShadowQueue
 from tidemill.gateway.snapshots import Junction, RoutingTable, SnapshotFile
 from tidemill.gateway.tracing import IdSource, Journal
 from tidemill.gateway.upstream import UpstreamPool
-from tidemill.kernel import ApiKey, Unavailable, fresh_id, key_digest
-from tidemill.telemetry.records import Score
+from tidemill.kernel import ApiKey, key_digest
 
-_OPERATIONS: Final = {
-    b"/v1/chat/completions": Operation("chat", "/chat/completions"),
-    b"/v1/completions": Operation("text_completion", "/completions"),
-    b"/v1/embeddings": Operation("embeddings", "/embeddings"),
-}
+if TYPE_CHECKING:
+    from tidemill.gateway.dialects import ClientDialect
+
+_log = logging.getLogger(__name__)
+
 _LOOPBACK_NAMES: Final = frozenset((b"localhost", b"127.0.0.1", b"[::1]"))
 _HOSTS_MOST: Final = 256
 _BEARER: Final = b"bearer "
-
-
-class Feedback(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of ``POST /v1/feedback``: a score of a trace by its user.
-
-    Args:
-        trace_id: from the answer's ``x-tidemill-trace-id``.
-        value: a number, e.g. 1 for helpful and 0 for not.
-        label, comment, correction: a word, free text, and the answer that would have been right.
-    """
-
-    trace_id: str
-    name: str = "feedback"
-    span_id: str | None = None
-    value: float | bool | None = None
-    label: str | None = None
-    comment: str | None = None
-    correction: str | None = None
-
-
-_feedback: Final = msgspec.json.Decoder(Feedback)
+_SHOUT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,27 +92,54 @@ class Gateway:
         self._origins = frozenset(origin.encode() for origin in access.origins)
         self._hosts = _LOOPBACK_NAMES | {host.encode() for host in access.hosts}
         self._local_hosts: set[bytes] = set()  # Host headers found good
-        self._pages: dict[bytes, tuple[bytes, Callable[[Front, Request], None]]] = {
-            b"/v1/models": (b"GET", self._models),
-            b"/v1/feedback": (b"POST", self._score),
-            b"/health": (b"GET", self._health),
-            b"/metrics": (b"GET", self._scrape),
-        }
+        self._pages = Pages(self)
+        self.live: set[Exchange] = set()
+        self._shouted_at = 0.0
 
     # -- Handler ----------------------------------------------------------------------------------------------
 
     def handle(self, front: Front, request: Request) -> None:
         """Answer a request, or start the exchange that will."""
+        target = request.target
+        operation = OPERATIONS.get(target)
+        dialect: ClientDialect | None = None
         try:
             self._check_caller(request)
-            operation = _OPERATIONS.get(request.target)
+            if operation is None and request.method == b"POST":
+                path = target.partition(b"?")[0]
+                operation = OPERATIONS.get(path)
+                if operation is None and path in TRANSLATED:
+                    from tidemill.gateway.dialects import client_dialect  # most workers never need one
+
+                    operation, dialect = TRANSLATED[path], client_dialect(path)
             if operation is not None and request.method == b"POST":
-                self._call(front, request, operation)
+                self._call(front, request, operation, dialect)
             else:
-                self._page(front, request)
+                self._pages.serve(front, request)
         except Refusal as refusal:
-            self.refused(refusal.status)
-            front.answer(refusal.status, refusal.body(), headers=self.origin_header(request))
+            self.refuse(front, request, refusal, dialect)
+
+    def refuse(self, front: Front, request: Request, refusal: Refusal, dialect: ClientDialect | None = None) -> None:
+        """Answer with an error, in the client's dialect."""
+        self.refused(refusal.status)
+        body = refusal.body() if dialect is None else dialect.error(refusal.status, refusal.body())
+        headers = self.origin_header(request)
+        if refusal.retry_after_s is not None:
+            headers += b"retry-after: %d\r\n" % max(1, ceil(refusal.retry_after_s))
+        front.answer(refusal.status, body, headers=headers)
+
+    def untraced(self) -> None:
+        """A request is served although it cannot be recorded: count it, and say so once a second."""
+        self.metrics.event("untraced")
+        now = monotonic()
+        if now - self._shouted_at >= _SHOUT_S:
+            self._shouted_at = now
+            _log.error("requests cannot be recorded and are served untraced, as their endpoints' policy wants")
+
+    def sweep(self, now: float) -> None:
+        """Run the timers of live requests. ``now`` is monotonic, in seconds."""
+        for exchange in tuple(self.live):
+            exchange.expire(now)
 
     def refused(self, status: int) -> None:
         """Count a refusal by its status."""
@@ -164,12 +170,22 @@ class Gateway:
 
     # -- calls of endpoints -----------------------------------------------------------------------------------
 
-    def _call(self, front: Front, request: Request, operation: Operation) -> None:
-        table, key = self._admit(request)
-        late = table.expired(time_ns() / 1e9)
+    def _call(self, front: Front, request: Request, operation: Operation, dialect: ClientDialect | None = None) -> None:
+        table, key = self.admit(request)
+        now_s = time_ns() / 1e9
+        late = table.expired(now_s)
         if late is not None:
             raise Refusal(503, late, "snapshot_expired")
-        asked = read_request(request.body)
+        if key.operations and operation.name not in key.operations:
+            allowed = ", ".join(key.operations)
+            text = f"The API key '{key.name}' may not ask for '{operation.name}', only for: {allowed}."
+            raise Refusal(403, text, "operation_not_allowed")
+        body = request.body if dialect is None else dialect.request(request.body)
+        asked = read_request(body)
+        if key.endpoints and asked.model not in key.endpoints:
+            allowed = ", ".join(f"'{name}'" for name in key.endpoints)
+            text = f"The API key '{key.name}' may not call '{asked.model[:200]}', only: {allowed}."
+            raise Refusal(403, text, "endpoint_not_allowed", param="model")
         junction = table.junctions.get((key.tenant, asked.model))
         if junction is None:
             table = self._renewed(table)
@@ -178,28 +194,44 @@ class Gateway:
             known = ", ".join(f"'{name}'" for name in table.endpoints(key.tenant)) or "none yet"
             text = f"There is no model '{asked.model[:200]}'. The endpoints there are: {known}."
             raise Refusal(404, text, "model_not_found", param="model")
-        Exchange(self, front, request, asked=asked, key=key, junction=junction, operation=operation).start()
+        Exchange(self, front, Incoming(request, asked, body, key, junction, operation, dialect)).start()
 
     def _renewed(self, table: RoutingTable) -> RoutingTable:
         """The newest table, for what ``table`` does not know may stand in a snapshot written a moment ago."""
         self.snapshots.poll()
         return self.snapshots.table or table
 
-    def _admit(self, request: Request) -> tuple[RoutingTable, ApiKey]:
+    def admit(self, request: Request) -> tuple[RoutingTable, ApiKey]:
+        """The table of the moment, and the key that the request was sent with.
+
+        Raises:
+            Refusal: no table yet, no key, an unknown one, or one that has run out.
+        """
         table = self.snapshots.table
         if table is None and self.snapshots.poll():
             table = self.snapshots.table
         if table is None:
             text = "The gateway has no routing snapshot yet; the control plane writes it. Start it: tidemill up."
             raise Refusal(503, text, "no_snapshot")
+        value = request.authorization or request.api_key
+        key = table.admitted.get(value)
+        if key is None:
+            table, key = self._look_up(table, request)
+        if key.expires_at is not None and time_ns() / 1e9 >= key.expires_at:
+            text = f"The API key '{key.name}' has expired. Have it rotated: tidemill keys rotate."
+            raise Refusal(401, text, "api_key_expired")
+        return table, key
+
+    def _look_up(self, table: RoutingTable, request: Request) -> tuple[RoutingTable, ApiKey]:
         value = request.authorization
-        admitted = table.admitted.get(value)
-        if admitted is not None:
-            return table, admitted
-        if value is None or value[:7].lower() != _BEARER:
-            text = "No API key was given. Send the header 'Authorization: Bearer KEY'."
+        if value is not None and value[:7].lower() == _BEARER:
+            secret = value[7:].strip()
+        elif request.api_key is not None:  # how Anthropic's clients send it
+            value, secret = request.authorization or request.api_key, request.api_key
+        else:
+            text = "No API key was given. Send the header 'Authorization: Bearer KEY' (or 'x-api-key: KEY')."
             raise Refusal(401, text, "missing_api_key")
-        digest = key_digest(value[7:].strip().decode("latin-1"))
+        digest = key_digest(secret.decode("latin-1"))
         key = table.keys.get(digest)
         if key is None:
             table = self._renewed(table)
@@ -228,104 +260,9 @@ class Gateway:
             return None
         return hashlib.blake2b(user.encode(), key=self._user_hash_key, digest_size=16).hexdigest()
 
-    # -- pages ------------------------------------------------------------------------------------------------
-
-    def _page(self, front: Front, request: Request) -> None:
-        path = request.target.partition(b"?")[0]
-        if request.method == b"OPTIONS" and request.origin is not None:
-            allow = b"access-control-allow-methods: GET, POST\r\naccess-control-allow-headers: *, authorization\r\n"
-            front.answer(200, b"", headers=self.origin_header(request) + allow)
-            return
-        if path in _OPERATIONS:
-            raise Refusal(405, f"{path.decode()} takes POST, without a query.", "method_not_allowed")
-        if path.startswith(b"/v1/models/") and request.method == b"GET":
-            self._model(front, request, path[11:])
-            return
-        entry = self._pages.get(path)
-        if entry is None:
-            text = f"There is no {path[:200].decode('latin-1')} here. The API begins at /v1, e.g. /v1/chat/completions."
-            raise Refusal(404, text, "unknown_url")
-        method, page = entry
-        if request.method != method:
-            raise Refusal(405, f"{path.decode()} takes {method.decode()}.", "method_not_allowed")
-        page(front, request)
-
-    def _models(self, front: Front, request: Request) -> None:
-        table, key = self._admit(request)
-        data = [_model_entry(table, name) for name in table.endpoints(key.tenant)]
-        body = msgspec.json.encode({"object": "list", "data": data})
-        front.answer(200, body, headers=self.origin_header(request))
-
-    def _model(self, front: Front, request: Request, name: bytes) -> None:
-        table, key = self._admit(request)
-        model = name.decode("utf-8", "replace")
-        if (key.tenant, model) not in table.junctions:
-            raise Refusal(404, f"There is no model '{model[:200]}'.", "model_not_found", param="model")
-        front.answer(200, msgspec.json.encode(_model_entry(table, model)), headers=self.origin_header(request))
-
-    def _score(self, front: Front, request: Request) -> None:
-        _, key = self._admit(request)
-        feedback = _read_feedback(request.body)
-        score = Score(
-            score_id=fresh_id("score"),
-            trace_id=feedback.trace_id,
-            span_id=feedback.span_id,
-            name=feedback.name,
-            value=None if feedback.value is None else float(feedback.value),
-            label=feedback.label,
-            comment=feedback.comment,
-            correction=feedback.correction,
-            source="user",
-            at_ns=time_ns(),
-            project=self.project,
-            tenant=key.tenant,
-        )
-        try:
-            self.journal.score(score)
-        except Unavailable as error:
-            raise Refusal(503, f"The feedback was not kept: {error.message}", "not_recordable") from None
-        self.metrics.event("feedback")
-        body = msgspec.json.encode({"score_id": score.score_id, "trace_id": score.trace_id})
-        front.answer(200, body, headers=self.origin_header(request))
-
-    def _health(self, front: Front, _: Request) -> None:
-        table = self.snapshots.table
-        problem = "no routing snapshot yet" if table is None else table.expired(time_ns() / 1e9)
-        state: dict[str, Any] = {"status": "ok" if problem is None else "unavailable", "pid": os.getpid()}
-        if table is not None:
-            state["epoch"] = table.snapshot.epoch
-        if problem is not None:
-            state["reason"] = problem
-        front.answer(200 if problem is None else 503, msgspec.json.encode(state))
-
-    def _scrape(self, front: Front, _: Request) -> None:
-        table = self.snapshots.table
-        body = self.metrics.render(epoch=table.snapshot.epoch if table is not None else 0)
-        front.answer(200, body, content_type=b"text/plain; version=0.0.4; charset=utf-8")
-
 
 def _bounded(session_key: str) -> str:
     """Long keys by their hash, for the session table remembers keys."""
     if len(session_key) <= 128:
         return session_key
     return session_key[:2] + hashlib.blake2b(session_key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def _model_entry(table: RoutingTable, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": int(table.snapshot.issued_at), "owned_by": table.snapshot.project}
-
-
-def _read_feedback(body: bytes) -> Feedback:
-    try:
-        feedback = _feedback.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refusal(400, f"The feedback cannot be read: {error}.", "invalid_json") from None
-    trace_id = feedback.trace_id
-    if len(trace_id) != 32 or any(digit not in "0123456789abcdef" for digit in trace_id):
-        text = "trace_id must be the 32 hexadecimal digits of the answer's x-tidemill-trace-id."
-        raise Refusal(400, text, "invalid_trace_id", param="trace_id")
-    said = (feedback.value, feedback.label, feedback.comment, feedback.correction)
-    if all(part is None for part in said) or not 0 < len(feedback.name) <= 64:
-        text = "Feedback needs a name of at most 64 characters and one of value, label, comment, correction."
-        raise Refusal(400, text, "empty_feedback")
-    return feedback

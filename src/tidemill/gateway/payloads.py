@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from tidemill.gateway.answers import Refusal
+from tidemill.gateway.usage import UsageObject
 from tidemill.telemetry.records import Reference
 
 _NO_RAW: Final = msgspec.Raw(b"")
@@ -28,18 +29,23 @@ class Asked(msgspec.Struct, gc=False):
     model: str
     stream: bool | None = None
     user: str | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    stream_options: AskedOptions | None = None
     messages: msgspec.Raw = _NO_RAW
     prompt: msgspec.Raw = _NO_RAW
     input: msgspec.Raw = _NO_RAW
+    tools: msgspec.Raw = _NO_RAW
 
     def input_text(self) -> str:
         """Messages, prompt or input as JSON text, for the trace."""
         return bytes(self.messages or self.prompt or self.input).decode("utf-8", "replace")
 
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    @property
+    def output_tokens_most(self) -> int | None:
+        """What the request itself allows for one answer."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -71,9 +77,9 @@ class _Extension(msgspec.Struct, gc=False):
 class _Answer(msgspec.Struct, gc=False):
     model: str | None = None
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: UsageObject | None = None
     tidemill: _Extension | None = None
-    error: Any = None
+    error: msgspec.Raw = _NO_RAW
 
 
 class Heard(msgspec.Struct, gc=False):
@@ -81,18 +87,18 @@ class Heard(msgspec.Struct, gc=False):
 
     Args:
         text: of the first choice; JSON where it is not plain text.
-        error: the answer's own error, shortened to a class word.
+        usage: what the provider counted.
+        error: the answer's own error as JSON; empty without one.
         broken: a part could not be read.
         finished: the answer reached its own end (``[DONE]``, a finish reason, or a whole JSON body).
     """
 
     text: str = ""
     model: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    usage: UsageObject | None = None
     finish_reasons: tuple[str, ...] = ()
     references: tuple[Reference, ...] = ()
-    error: str | None = None
+    error: bytes = b""
     broken: bool = False
     finished: bool = False
 
@@ -136,21 +142,31 @@ def rewritten(body: bytes, *, model: str | None = None, drop_stream: bool = Fals
     return _encode(fields)
 
 
+def with_fields(body: bytes, fields: bytes) -> bytes:
+    """The body with further fields at its beginning; nothing else is read or changed.
+
+    Args:
+        body: a JSON object with at least one field, which has none of these.
+        fields: ``"name":value`` pairs, separated by commas.
+    """
+    at = body.index(b"{") + 1
+    return b"%b%b,%b" % (body[:at], fields, body[at:])
+
+
 def hear_body(body: bytes) -> Heard:
     """Read a whole JSON answer."""
     try:
         answer = _answer.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return Heard(broken=True)
+        return Heard(text=body.decode("utf-8", "replace"), broken=True)
     choices = answer.choices
-    if choices and len(choices) == 1 and answer.error is None:
-        message, usage = choices[0].message, answer.usage
+    if choices and len(choices) == 1 and not answer.error:
+        message = choices[0].message
         if message is not None and message.tool_calls is None and type(message.content) is str:
             return Heard(  # the common answer, without the detours of the others
                 text=message.content,
                 model=answer.model,
-                input_tokens=usage.prompt_tokens if usage is not None else None,
-                output_tokens=usage.completion_tokens if usage is not None else None,
+                usage=answer.usage,
                 finish_reasons=(choices[0].finish_reason,) if choices[0].finish_reason else (),
                 references=_references(answer.tidemill) if answer.tidemill is not None else (),
                 finished=True,
@@ -215,12 +231,11 @@ def _gather(answers: list[_Answer]) -> Heard:
                 _say(choice, texts, tools)
         heard.model = answer.model or heard.model
         if answer.usage is not None:
-            heard.input_tokens = answer.usage.prompt_tokens
-            heard.output_tokens = answer.usage.completion_tokens
+            heard.usage = answer.usage
         if answer.tidemill is not None:
             heard.references = _references(answer.tidemill)
-        if answer.error is not None:
-            heard.error = _error_word(answer.error)
+        if answer.error and bytes(answer.error) != b"null":
+            heard.error = bytes(answer.error)
     heard.text = "".join(texts)
     if tools:
         heard.text = _encode({"content": heard.text, "tool_calls": tools}).decode()
@@ -251,11 +266,3 @@ def _references(extension: _Extension) -> tuple[Reference, ...]:
         if passage.source in cited:
             found.append(Reference("passage", passage.passage_id, "cited", passage.rank, passage.score))
     return tuple(found)
-
-
-def _error_word(error: Any) -> str:
-    if isinstance(error, dict):
-        word = error.get("code") or error.get("type")
-        if isinstance(word, str | int):
-            return str(word)[:64]
-    return "error"

@@ -11,13 +11,16 @@ from collections import deque
 from time import time_ns
 from typing import TYPE_CHECKING
 
-from tidemill.gateway.exchange import Operation, call_head, cost_usd
-from tidemill.gateway.payloads import Heard, hear_body, hear_stream, read_request, rewritten
+from tidemill.gateway.attempts import Attempt
+from tidemill.gateway.calls import Message, Outgoing, message
+from tidemill.gateway.failures import Failed
+from tidemill.gateway.operations import Operation
+from tidemill.gateway.payloads import Heard, read_request, rewritten
+from tidemill.gateway.recording import Capture, priced, usage_heard
 from tidemill.gateway.snapshots import Junction, Lane
 from tidemill.gateway.tracing import Identity
-from tidemill.gateway.upstream import AnswerHead, Failure, UpstreamConnection
 from tidemill.kernel import Arm
-from tidemill.telemetry.records import Content, Intent, Span, Status
+from tidemill.telemetry.records import AttributeValue, Content, Intent, Span, Status
 
 if TYPE_CHECKING:
     from tidemill.gateway.app import Gateway
@@ -32,7 +35,7 @@ class ShadowQueue:
     """
 
     def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+        self.gateway = gateway
         self._waiting: deque[_Copy] = deque()
         self._in_flight: set[_Copy] = set()
         self._closed = False
@@ -42,15 +45,15 @@ class ShadowQueue:
         """Whether no copy waits or runs."""
         return not self._waiting and not self._in_flight
 
-    def offer(self, junction: Junction, operation: Operation, request: Request, original: Span) -> None:
+    def offer(self, junction: Junction, operation: Operation, request: Request, body: bytes, original: Span) -> None:
         """Queue a copy of an answered request, or drop and count it."""
         lane = junction.shadow
         if lane is None:
             return
-        if self._closed or len(self._waiting) >= self._gateway.limits.shadow_queue:
-            self._gateway.metrics.event("shadow_dropped")
+        if self._closed or len(self._waiting) >= self.gateway.limits.shadow_queue:
+            self.gateway.metrics.event("shadow_dropped")
             return
-        self._waiting.append(_Copy(self, lane, operation, request, original, junction.rollout_header))
+        self._waiting.append(_Copy(self, lane, junction, operation, request, body, original))
         # After the present callback, which still has the client's last byte to write.
         asyncio.get_running_loop().call_soon(self._pump)
 
@@ -58,16 +61,16 @@ class ShadowQueue:
         """Drop what waits and give up what runs."""
         self._closed = True
         for _ in self._waiting:
-            self._gateway.metrics.event("shadow_dropped")
+            self.gateway.metrics.event("shadow_dropped")
         self._waiting.clear()
         for copy in tuple(self._in_flight):
             copy.give_up()
 
     def _pump(self) -> None:
-        while self._waiting and len(self._in_flight) < self._gateway.limits.shadow_concurrency:
+        while self._waiting and len(self._in_flight) < self.gateway.limits.shadow_concurrency:
             copy = self._waiting.popleft()
             self._in_flight.add(copy)
-            copy.start(self._gateway)
+            copy.start()
 
     def ended(self, copy: _Copy) -> None:
         """A copy is through."""
@@ -77,42 +80,39 @@ class ShadowQueue:
 
 
 class _Copy:
-    """One copy under way: a sink for the upstream, with intent and finished record of its own."""
+    """One copy under way: a caller of one attempt, with intent and finished record of its own."""
 
     def __init__(
         self,
         queue: ShadowQueue,
         lane: Lane,
+        junction: Junction,
         operation: Operation,
         request: Request,
+        body: bytes,
         original: Span,
-        rollout_header: bytes,
     ) -> None:
+        self.operation = operation
+        self.streamed = False
         self._queue = queue
+        self._gateway = queue.gateway
         self._lane = lane
-        self._operation = operation
+        self._junction = junction
         self._request = request
         self._original = original
-        self._rollout_header = rollout_header
-        self._gateway: Gateway
-        self._identity: Identity
-        self._connection: UpstreamConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
+        self._asked = read_request(body)
+        # A whole answer is asked for even if the original was a stream.
+        self._body = rewritten(body, drop_stream=True) if not operation.form else body
+        self._identity = Identity(original.trace_id, self._gateway.ids.span_id(), original.span_id, "01")
+        self._attempt: Attempt | None = None
+        self._capture: Capture | None = None
         self._started_ns = 0
-        self._status = 0
-        self._sse = False
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._input = ""
         self._over = False
 
-    def start(self, gateway: Gateway) -> None:
+    def start(self) -> None:
         """Write the intent and call the shadow target."""
-        self._gateway = gateway
         original, release = self._original, self._lane.release
-        self._identity = Identity(original.trace_id, gateway.ids.span_id(), original.span_id, "01")
         self._started_ns = time_ns()
-        self._input = read_request(self._request.body).input_text()
         intent = Intent(
             trace_id=original.trace_id,
             span_id=self._identity.span_id,
@@ -129,7 +129,7 @@ class _Copy:
             request_model=original.request_model,
             rollout=original.rollout,
         )
-        gateway.journal.add(original.tenant, intent, self._intended)
+        self._gateway.journal.add(original.tenant, intent, self._intended)
 
     def _intended(self, written: bool) -> None:
         gateway = self._gateway
@@ -140,70 +140,65 @@ class _Copy:
             self._over = True
             self._queue.ended(self)
             return
-        # A new connection each time would be dear, but a stale one is not worth a retry for a copy.
-        connection = gateway.pool.take_idle(self._lane.address)
-        if connection is None:
-            self._connecting = gateway.pool.connect(self._lane.address, self)
-        else:
-            self.on_connected(connection)
+        most = gateway.limits.capture_bytes
+        self._attempt = Attempt(self, self._lane, gateway.pool, self._junction.waits, most)
+        self._attempt.start()
 
     def give_up(self) -> None:
         """End without an answer (the worker stops)."""
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self._connection is not None:
-            self._connection.stop()
+        if self._attempt is not None:
+            self._attempt.give_up()
         self._record("cancelled", "worker_stopped")
 
-    def on_connected(self, connection: UpstreamConnection) -> None:
-        """Send the copy, asking for a whole answer even if the original was a stream."""
-        self._connecting = None
-        self._connection = connection
-        body = rewritten(self._request.body, model=self._lane.target.model, drop_stream=True)
-        head = call_head(
-            self._lane,
-            self._operation,
-            identity=self._identity,
-            session_id=self._original.session_id or "",
-            rollout_header=self._rollout_header,
-            length=len(body),
-            request=self._request,
-        )
-        connection.start(self, head + body)
+    # -- caller of the attempt --------------------------------------------------------------------------------
 
-    def on_head(self, status: int, headers: AnswerHead) -> None:
-        """Keep the status."""
-        self._status = status
-        self._sse = headers.content_type.startswith(b"text/event-stream")
+    def message(self, lane: Lane) -> Message:
+        """The copy, as the shadow target wants it."""
+        session_id = self._original.session_id or ""
+        call = Outgoing(self.operation, self._request, self._identity, session_id, self._junction.rollout_header)
+        return message(lane, call, self._body, left_ms=int(self._junction.policy.timeouts.total_s * 1000))
 
-    def on_data(self, data: bytes) -> None:
-        """Keep the answer, within the limit."""
-        self._size += len(data)
-        if self._size <= self._gateway.limits.capture_bytes:
-            self._pieces.append(data)
+    def pivot_body(self) -> bytes:
+        """The copy in the pivot's format."""
+        return self._body
 
-    def on_done(self) -> None:
+    def opened(self, attempt: Attempt) -> None:  # noqa: ARG002 - the caller's interface
+        """It answers with a stream, or at great length: keep what fits."""
+        self._capture = Capture(self._gateway.limits.capture_bytes)
+
+    def events(self, attempt: Attempt, data: bytes) -> None:
+        """Keep the events."""
+        self.piece(attempt, data)
+
+    def piece(self, attempt: Attempt, data: bytes) -> None:  # noqa: ARG002 - the caller's interface
+        """Keep the bytes."""
+        if self._capture is not None:
+            self._capture.add(data)
+
+    def ended(self, attempt: Attempt) -> None:
         """Record the answer."""
-        raw = b"".join(self._pieces)
-        heard = hear_stream(raw) if self._sse else hear_body(raw)
-        if self._status >= 400:
-            self._record("error", heard.error or f"http_{self._status}", heard)
-        elif heard.error or heard.broken:
-            self._record("error", heard.error or "malformed_answer", heard)
-        else:
-            self._record("ok", None, heard)
+        assert self._capture is not None
+        self._record("ok", None, self._capture.hear_events() if attempt.sse else Heard(finished=True))
 
-    def on_failure(self, failure: Failure) -> None:
-        """Record the failure; nobody else needs to know."""
-        self._connecting = None
-        self._record("error", f"upstream_{failure.kind}")
+    def answered(self, attempt: Attempt, body: bytes, heard: Heard) -> None:  # noqa: ARG002 - the caller's interface
+        """Record the answer."""
+        self._record("ok", None, heard)
+
+    def failed(self, attempt: Attempt, failed: Failed) -> None:  # noqa: ARG002 - the caller's interface
+        """Record the failure; nobody else needs to know, and a copy is not worth a retry."""
+        self._record("error", failed.error_type)
 
     def _record(self, status: Status, error_type: str | None, heard: Heard | None = None) -> None:
         if self._over:
             return
         self._over = True
+        usage = usage_heard(self.operation, self._asked, heard) if heard is not None else None
         heard = heard or Heard()
-        original, release = self._original, self._lane.release
+        original, lane = self._original, self._lane
+        http_status = self._attempt.status if self._attempt is not None else 0
+        attributes: dict[str, AttributeValue] = {"shadow_of": original.span_id}
+        if usage is not None:
+            attributes.update(usage.attributes())
         span = Span(
             trace_id=original.trace_id,
             span_id=self._identity.span_id,
@@ -216,25 +211,26 @@ class _Copy:
             ended_at_ns=time_ns(),
             status=status,
             error_type=error_type,
-            http_status=self._status or None,
+            http_status=http_status or None,
             endpoint=original.endpoint,
-            release=release.release,
-            assigned_release=release.release,
+            release=lane.release.release,
+            assigned_release=lane.release.release,
             arm=Arm.SHADOW.value,
             session_id=original.session_id,
             user_key=original.user_key,
-            provider=original.provider,
+            provider=lane.provider,
             request_model=original.request_model,
             response_model=heard.model,
-            input_tokens=heard.input_tokens,
-            output_tokens=heard.output_tokens,
-            cost_usd=cost_usd(self._lane, heard),
+            input_tokens=usage.input_tokens if usage is not None else None,
+            output_tokens=usage.output_tokens if usage is not None else None,
+            cost_usd=priced(usage, lane),
             finish_reasons=heard.finish_reasons,
             rollout=original.rollout,
-            attributes={"shadow_of": original.span_id},
-            references=(*heard.references, self._lane.reference),
+            attributes=attributes,
+            references=(*heard.references, lane.reference),
         )
-        self._gateway.journal.add(span.tenant, (span, Content(self._input, heard.text)), lambda _: None)
+        content = Content(self._asked.input_text(), heard.text)
+        self._gateway.journal.add(span.tenant, (span, content), lambda _: None)
         duration_s = (span.ended_at_ns - span.started_at_ns) / 1e9
-        self._gateway.metrics.request(original.endpoint or "", Arm.SHADOW.value, self._status, status, duration_s)
+        self._gateway.metrics.request(original.endpoint or "", Arm.SHADOW.value, http_status, status, duration_s)
         self._queue.ended(self)

@@ -20,7 +20,8 @@ from tidemill.gateway.front import Front
 from tidemill.gateway.limits import Limits
 from tidemill.gateway.metrics import Metrics
 from tidemill.gateway.sessions import SessionTable
-from tidemill.gateway.snapshots import SecretResolver, SnapshotFile
+from tidemill.gateway.snapshots import SecretResolver, Services, SnapshotFile
+from tidemill.gateway.tls import ServerTls
 from tidemill.gateway.tracing import Journal
 from tidemill.kernel import RoutingSnapshot, Unavailable, check_name
 from tidemill.telemetry.records import Capture
@@ -47,6 +48,7 @@ class WorkerOptions:
         allowed_origins: browser origins that may call.
         allowed_hosts: further Host names of a loopback listener.
         limits: sizes and times.
+        tls_certificate, tls_key: PEM files; with them the worker speaks HTTPS, and follows their replacement.
     """
 
     project: str
@@ -59,6 +61,8 @@ class WorkerOptions:
     allowed_origins: frozenset[str] = frozenset()
     allowed_hosts: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
 
 
 class Worker:
@@ -77,22 +81,41 @@ class Worker:
         self._server: asyncio.AbstractServer | None = None
         self._handles: list[asyncio.TimerHandle] = []
         self._stopped = False
+        self._tls: ServerTls | None = None
 
     async def start(self, listener: socket.socket) -> None:
         """Serve on a bound socket; the socket becomes the worker's own.
 
         Raises:
-            Unavailable: state or segments cannot be written.
+            Unavailable: state or segments cannot be written, or a certificate cannot be read.
         """
         options = self.options
-        loopback = _is_loopback(listener)
-        self.gateway = _open_gateway(options, self._resolve_secret, loopback=loopback)
+        limits, fronts = options.limits, self.fronts
+        if options.tls_certificate is not None:
+            self._tls = ServerTls(options.tls_certificate, options.tls_key or options.tls_certificate)
+        gateway = self.open(loopback=_is_loopback(listener))
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: Front(gateway, limits, fronts),
+            sock=listener,
+            backlog=_BACKLOG,
+            ssl=self._tls.context if self._tls is not None else None,
+            ssl_handshake_timeout=limits.header_timeout_s if self._tls is not None else None,
+        )
+
+    def open(self, *, loopback: bool) -> Gateway:
+        """Everything but a listener: what an ASGI server that brings its own needs. Call it inside the loop.
+
+        Args:
+            loopback: whether the listener is reachable from this machine only.
+
+        Raises:
+            Unavailable: state or segments cannot be written.
+        """
+        self.gateway = _open_gateway(self.options, self._resolve_secret, loopback=loopback)
         self._follow()
-        gateway, limits, fronts = self.gateway, options.limits, self.fronts
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Front(gateway, limits, fronts), sock=listener, backlog=_BACKLOG)
         self._every(_POLL_S, self._follow)
         self._every(_SWEEP_S, self._sweep)
+        return self.gateway
 
     async def stop(self, *, drain_timeout_s: float | None = None) -> None:
         """Take no more connections, finish what is in flight (bounded), then close everything.
@@ -100,10 +123,11 @@ class Worker:
         Args:
             drain_timeout_s: instead of the limit's.
         """
-        if self._stopped or self.gateway is None or self._server is None:
+        if self._stopped or self.gateway is None:
             return
         self._stopped = True
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         patience_s = self.options.limits.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
         end = monotonic() + patience_s
         # What was sent before the listener closed may not have been read yet.
@@ -128,6 +152,8 @@ class Worker:
     def _follow(self) -> None:
         assert self.gateway is not None
         self.gateway.snapshots.poll()
+        if self._tls is not None:
+            self._tls.follow()
 
     def _sweep(self) -> None:
         assert self.gateway is not None
@@ -135,6 +161,7 @@ class Worker:
         for front in tuple(self.fronts):
             front.expire(now)
         self.gateway.pool.sweep(now)
+        self.gateway.sweep(now)
 
     def _every(self, period_s: float, action: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -245,7 +272,10 @@ def _open_gateway(options: WorkerOptions, resolve_secret: SecretResolver, *, loo
     return Gateway(
         project=options.project,
         snapshots=SnapshotFile(
-            options.snapshot_path, project=options.project, resolve_secret=resolve_secret, taken=taken
+            options.snapshot_path,
+            project=options.project,
+            services=Services(resolve_secret, options.limits),
+            taken=taken,
         ),
         journal=journal,
         sessions=sessions,

@@ -1,0 +1,405 @@
+"""One call of one target: sent, watched, translated, and held back until it says something.
+
+An attempt belongs to a ``Caller`` (the exchange, or a shadow copy) and tells it one of: ``answered`` with a whole
+answer; ``opened``, then ``events`` or ``piece`` as it comes, then ``ended``; or ``failed``. Until it has opened nothing
+of it has reached anybody, so another attempt may take its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic, time, time_ns
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tidemill.gateway.answers import error_body
+from tidemill.gateway.calls import Message
+from tidemill.gateway.failures import Cause, Failed, event_failure, reading, retry_facts
+from tidemill.gateway.operations import Operation
+from tidemill.gateway.payloads import Heard, hear_body
+from tidemill.gateway.routing import AttemptResult
+from tidemill.gateway.streams import DONE, DONE_WITHIN, Trouble, View, is_object, opening, trouble, whole_events
+from tidemill.gateway.upstream import AnswerHead, Failure, UpstreamConnection, UpstreamPool, Waits
+from tidemill.kernel import UserError
+from tidemill.models.providers import StreamTranslator, UnsupportedField
+
+if TYPE_CHECKING:
+    from tidemill.gateway.snapshots import Lane
+
+_JSON: Final = (b"application/json", b"application/problem+json")
+_SSE: Final = b"text/event-stream"
+_EVENT_BYTES_MOST: Final = 1 << 20
+_ERROR_BYTES_MOST: Final = 1 << 16
+_JOINED_BYTES: Final = 1 << 14  # a body up to this is cheaper joined with its head than written by itself
+_BODYLESS: Final = frozenset((204, 304))
+
+
+class Caller(Protocol):
+    """Who wants an answer, and is told how each attempt goes."""
+
+    operation: Operation
+    streamed: bool
+
+    def message(self, lane: Lane) -> Message:
+        """The call as this target wants it.
+
+        Raises:
+            UserError: it cannot serve the request.
+        """
+        ...
+
+    def pivot_body(self) -> bytes:
+        """The request in the pivot's format, for a dialect that needs it to read the answer."""
+        ...
+
+    def opened(self, attempt: Attempt) -> None:
+        """It has begun to answer; the next calls bring what it says."""
+        ...
+
+    def events(self, attempt: Attempt, data: bytes) -> None:
+        """Whole events of an opened stream, each of them good."""
+        ...
+
+    def piece(self, attempt: Attempt, data: bytes) -> None:
+        """Bytes of an opened answer that is no stream of events."""
+        ...
+
+    def ended(self, attempt: Attempt) -> None:
+        """The opened answer ended as HTTP says it should."""
+        ...
+
+    def answered(self, attempt: Attempt, body: bytes, heard: Heard) -> None:
+        """A whole answer with a good status, and what it says."""
+        ...
+
+    def failed(self, attempt: Attempt, failed: Failed) -> None:
+        """There will be nothing, or nothing more."""
+        ...
+
+
+class Attempt:
+    """A sink for the upstream.
+
+    Args:
+        caller: who wants the answer.
+        lane: the target.
+        pool: where connections come from.
+        waits: how long to wait for what.
+        hold_bytes: how much of an answer that has not opened is held; what is longer opens.
+
+    Attributes:
+        status: the upstream's HTTP status; 0 before it came.
+        head: the headers that matter; ``None`` before they came.
+        sse: whether the answer is a stream of events.
+        opened: whether anything of it has been passed on.
+        over: whether it has told its end, or was given up.
+        opened_ns: when it opened or was complete; 0 before.
+    """
+
+    __slots__ = (
+        "_caller", "_connecting", "_connection", "_first_token_at", "_health", "_hold_bytes", "_passes", "_pool",
+        "_renewed", "_rest", "_size", "_translator", "_waits", "done_seen", "head", "held", "lane", "opened",
+        "opened_ns", "over", "sse", "started_ns", "status",
+    )  # fmt: skip
+
+    def __init__(self, caller: Caller, lane: Lane, pool: UpstreamPool, waits: Waits, hold_bytes: int) -> None:
+        self.lane = lane
+        self.status = 0
+        self.head: AnswerHead | None = None
+        self.sse = self.opened = self.over = self.done_seen = False
+        self.opened_ns = 0
+        self.started_ns = time_ns()
+        self.held: list[bytes] = []
+        self._caller = caller
+        self._pool = pool
+        self._waits = waits
+        self._hold_bytes = hold_bytes
+        self._connection: UpstreamConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._translator: StreamTranslator | None = None
+        self._renewed = self._passes = False
+        self._rest = b""
+        self._size = 0
+        now = monotonic()
+        self._first_token_at = now + waits.first_byte_timeout_s
+        self._health = lane.health.begin(now, streamed=caller.streamed)
+
+    # -- for the caller ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Send the call over an idle connection, or over a new one."""
+        connection = self._pool.take_idle(self.lane.address)
+        if connection is None:
+            self._connecting = self._pool.connect(self.lane.address, self, self._waits)
+        else:
+            self._send(connection)
+
+    def give_up(self) -> None:
+        """Nobody wants the answer any more: stop the upstream, for its tokens cost."""
+        if self.over:
+            return
+        self._finish(AttemptResult.ABANDONED)
+        self._drop()
+
+    def pause(self) -> None:
+        """Stop reading: the client is slow."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._connection is not None:
+            self._connection.resume()
+
+    @property
+    def asked(self) -> bool:
+        """Whether the upstream has got the request, so that it may charge for it."""
+        return self._connection is not None or self.status != 0
+
+    # -- sink -------------------------------------------------------------------------------------------------
+
+    def on_connected(self, connection: UpstreamConnection) -> None:
+        """Send the request over a new connection."""
+        self._connecting = None
+        if self.over:
+            self._pool.give_back(connection)
+        else:
+            self._send(connection)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
+        try:
+            head, body = self._caller.message(self.lane)
+        except UserError as error:
+            self._connection = None
+            self._pool.give_back(connection)
+            field = error.field if isinstance(error, UnsupportedField) else None
+            self._fail(unsupported(error, field))
+            return
+        connection.start(
+            self, head + body if len(body) < 16384 else head, b"" if len(body) < 16384 else body, self._waits
+        )
+
+    def on_head(self, status: int, headers: AnswerHead) -> None:
+        """Keep status and headers; they go nowhere before there is something to say."""
+        self.status = status
+        self.head = headers
+        if status >= 300:
+            return
+        kind, dialect = headers.content_type, self.lane.dialect
+        self.sse = kind.startswith(_SSE)
+        if dialect is not None and (self.sse or kind.startswith(dialect.stream_type)):
+            self.sse = True
+            caller = self._caller
+            self._translator = dialect.stream(
+                caller.operation.name, caller.pivot_body(), model=self.lane.place.model, now_s=time()
+            )
+        if self.sse:
+            self._await_first_token()
+        else:
+            self._passes = not kind.startswith(_JSON) or b"content-encoding" in headers.passed.lower()
+
+    def on_data(self, data: bytes) -> None:
+        """Hold, or pass on."""
+        if self.sse:
+            self._hear_events(data)
+        elif self.opened:
+            self._caller.piece(self, data)
+        else:
+            self.held.append(data)
+            self._size += len(data)
+            if self.status >= 300:
+                if self._size > _ERROR_BYTES_MOST:
+                    self._fail(self._status_failure())
+            elif self._passes or (self._size > self._hold_bytes and self.lane.dialect is None):
+                self._open()
+                self._caller.piece(self, b"".join(self.held))
+                self.held = []
+
+    def on_done(self) -> None:
+        """The answer is complete."""
+        self._connection = None
+        if self.over:
+            return
+        if self.sse:
+            self._end_events()
+        elif self.opened:
+            self._finish(AttemptResult.ANSWERED)
+            self._caller.ended(self)
+        elif self.status >= 300:
+            self._fail(self._status_failure())
+        else:
+            self._end_whole()
+
+    def on_failure(self, failure: Failure) -> None:
+        """Send it again if only a kept-alive connection was stale; else tell."""
+        connection, self._connection, self._connecting = self._connection, None, None
+        if self.over:
+            return
+        if self.done_seen:  # only the framing is missing
+            self._finish(AttemptResult.ANSWERED)
+            self._caller.ended(self)
+            return
+        stale = failure.untouched and failure.kind == "lost" and connection is not None and not connection.fresh
+        if stale and not self._renewed:
+            # The upstream closed a kept-alive connection just as it was taken: nothing was answered on it.
+            self._renewed = True
+            self._connecting = self._pool.connect(self.lane.address, self, self._waits)
+            return
+        self._fail(
+            Failed(
+                Cause(failure.kind),
+                504 if failure.kind == "timeout" else 502,
+                f"upstream_{failure.kind}",
+                failure.detail,
+                head_status=self.status or None,
+            )
+        )
+
+    # -- whole answers ----------------------------------------------------------------------------------------
+
+    def _end_whole(self) -> None:
+        body = self.held[0] if len(self.held) == 1 else b"".join(self.held)
+        dialect = self.lane.dialect
+        if dialect is not None:
+            try:
+                body = dialect.answer(self._caller.operation.name, body, model=self.lane.place.model, now_s=time())
+            except UserError as error:
+                self._fail(malformed(str(error), self.status))
+                return
+        heard = hear_body(body)
+        if heard.broken and self.status not in _BODYLESS and not is_object(body):
+            self._fail(malformed("the answer is no JSON object", self.status))
+        elif heard.error:
+            self._fail(event_failure(heard.error)._replace(head_status=self.status))
+        else:
+            self.opened_ns = time_ns()
+            self._health.first_token(monotonic())
+            self._finish(AttemptResult.ANSWERED)
+            self._caller.answered(self, body, heard)
+
+    def _status_failure(self) -> Failed:
+        assert self.head is not None
+        status, body = self.status, b"".join(self.held)[:_ERROR_BYTES_MOST]
+        if self.lane.dialect is not None:
+            status, body = self.lane.dialect.error(status, body)
+        wait_s, again = retry_facts(self.head.passed, time())
+        heard = hear_body(body) if body else Heard()
+        word = event_failure(heard.error).error_type if heard.error else f"http_{status}"
+        return Failed(
+            Cause.STATUS, status, word, f"HTTP status {self.status}", body, self.head.passed, wait_s, again, self.status
+        )
+
+    # -- streams ----------------------------------------------------------------------------------------------
+
+    def _hear_events(self, data: bytes) -> None:
+        if self._translator is not None:
+            try:
+                data = self._translator.feed(data)
+            except UserError as error:
+                self._fail(malformed(str(error), self.status))
+                return
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        end = whole_events(data)
+        if end != len(data):
+            data, self._rest = data[:end], data[end:]
+            if len(self._rest) > _EVENT_BYTES_MOST:
+                self._fail(malformed("an event of the stream never ends", self.status))
+                return
+        if data:
+            self._take_events(data)
+        elif not self.opened:
+            self._await_first_token()
+
+    def _take_events(self, data: bytes) -> None:
+        if DONE in data[DONE_WITHIN:]:
+            self.done_seen = True
+        if self.opened:
+            found = trouble(data)
+            if found is None:
+                self._caller.events(self, data)
+                return
+            if found.at:
+                self._caller.events(self, data[: found.at])
+            self._fail(_event_trouble(found, self.status))
+            return
+        view, found = opening(data, says_text=self._caller.operation.says_text)
+        if found is not None:
+            self._fail(_event_trouble(found, self.status))
+            return
+        self.held.append(data)
+        self._size += len(data)
+        if view is View.NOTHING and self._size <= self._hold_bytes:
+            self._await_first_token()
+            return
+        held, self.held = b"".join(self.held), []
+        self._open()
+        later = trouble(held)
+        self._caller.events(self, held if later is None else held[: later.at])
+        if later is not None and not self.over:
+            self._fail(_event_trouble(later, self.status))
+
+    def _end_events(self) -> None:
+        if self._translator is not None:
+            last = self._rest + self._translator.finish()
+            self._rest = b""
+            if last:
+                self._take_events(last)
+                if self.over:
+                    return
+        if self._rest and not self.done_seen:
+            self._fail(malformed("the stream ended inside an event", self.status, Cause.LOST))
+        elif not self.opened:
+            self._fail(malformed("the stream ended without saying anything", self.status))
+        else:
+            self._finish(AttemptResult.ANSWERED)
+            self._caller.ended(self)
+
+    def _await_first_token(self) -> None:
+        """Until there is content, all that comes must come within the time for the first token."""
+        if self._connection is not None:
+            self._connection.deadline = self._first_token_at
+
+    # -- ends -------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self.opened = True
+        self.opened_ns = time_ns()
+        self._health.first_token(monotonic())
+        self._caller.opened(self)
+
+    def _fail(self, failed: Failed) -> None:
+        if self.over:
+            return
+        self._finish(reading(failed).result, failed.retry_after_s)
+        self._drop()
+        self._caller.failed(self, failed)
+
+    def _finish(self, result: AttemptResult, retry_after_s: float | None = None) -> None:
+        self.over = True
+        self._health.end(result, monotonic(), retry_after_s)
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.stop()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+
+
+def malformed(detail: str, head_status: int, cause: Cause = Cause.MALFORMED) -> Failed:
+    """An answer that is not what its format allows."""
+    return Failed(cause, 502, f"upstream_{cause}", detail, head_status=head_status or None)
+
+
+def unsupported(error: UserError, field: str | None) -> Failed:
+    """A request that the target's provider cannot serve."""
+    body = error_body(400, str(error), "unsupported_field" if field else "unsupported", field)
+    return Failed(Cause.UNSUPPORTED, 400, "unsupported", str(error), body)
+
+
+def _event_trouble(found: Trouble, head_status: int) -> Failed:
+    if found.view is View.MALFORMED:
+        return malformed("an event of the stream is no JSON", head_status)
+    return event_failure(found.error)._replace(head_status=head_status)
