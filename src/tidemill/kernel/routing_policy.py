@@ -245,6 +245,7 @@ class Limit:
     Args:
         limit_id: names the account it is kept in; the same id with other numbers is the same account.
         subject: name of the key, team, endpoint or tenant it counts.
+        tenant: whose limit it is; each tenant has accounts of its own.
     """
 
     limit_id: str
@@ -253,3 +254,4 @@ class Limit:
     unit: LimitUnit
     amount: float
     window_s: float
+    tenant: str = "default"
