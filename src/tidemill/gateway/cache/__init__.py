@@ -2,7 +2,7 @@
 
 from tidemill.gateway.cache.answers import CACHED_OPERATIONS, AnswerCache, CacheCall, CachedAnswer, CacheKey, SecondTier
 from tidemill.gateway.cache.keys import Partition
-from tidemill.gateway.cache.replay import stream_of, whole_of
+from tidemill.gateway.cache.replay import read_events, stream_of, whole_of
 from tidemill.gateway.cache.similar import Embed, SimilarAnswers, same_facts
 from tidemill.gateway.cache.store import AnswerStore, Kept
 
@@ -18,6 +18,7 @@ __all__ = [
     "Partition",
     "SecondTier",
     "SimilarAnswers",
+    "read_events",
     "same_facts",
     "stream_of",
     "whole_of",
