@@ -77,7 +77,7 @@ def test_schema_is_closed_and_described() -> None:
     schema = settings_schema()
     assert schema["additionalProperties"] is False
     for name, section in {"Settings": schema, **schema["$defs"]}.items():
-        for key, field in section["properties"].items():
+        for key, field in section.get("properties", {}).items():  # enumerations have none
             assert field.get("description") or "$ref" in field, f"{name}.{key} is not described"
 
 

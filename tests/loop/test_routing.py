@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tidemill.kernel import Arm, Route
+from tidemill.kernel import Arm, Route, Target
 from tidemill.loop.routing import EndpointPlan, ServedRelease, compile_route, next_snapshot
 
-ONE = ServedRelease(digest="sha256:1", ref="release/r@1", url="http://127.0.0.1:1/v1")
-TWO = ServedRelease(digest="sha256:2", ref="release/r@2", url="http://127.0.0.1:2/v1")
+ONE = ServedRelease(digest="sha256:1", ref="release/r@1", targets=(Target("http://127.0.0.1:1/v1"),))
+TWO = ServedRelease(digest="sha256:2", ref="release/r@2", targets=(Target("http://127.0.0.1:2/v1"),))
 PLAN = EndpointPlan(endpoint="helpdesk", tenant="default", control="sha256:1")
 
 

@@ -32,7 +32,8 @@ class ReleaseParts:
         decoding: how the model is sampled.
         retrieval: options of the search (``mode``, ``top_k``, ``dense_weight``, ``max_context_tokens``).
         tools: JSON tool definitions offered to the model.
-        router: options of a model router, if the release has several models.
+        router: how a release with several models chooses: ``models`` (digests, after ``model``) and the fields of
+            ``ChoicePolicy``.
     """
 
     model: Digest
@@ -83,4 +84,5 @@ class ReleaseParts:
         """The artifacts the release is made of, by role."""
         roles = {"model": self.model, "prompt": self.prompt, "index": self.index}
         roles |= {"adapter": self.adapter, "policy": self.policy}
+        roles |= {f"model_{number}": Digest(one) for number, one in enumerate(self.router.get("models", ()), 2)}
         return {role: digest for role, digest in roles.items() if digest is not None}

@@ -11,13 +11,26 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from tidemill.kernel.errors import NotFound, SettingsError
-from tidemill.kernel.scope import NAME_PATTERN, Scope
+from tidemill.kernel.scope import Scope
+from tidemill.kernel.settings_gateway import (
+    GatewaySettings,
+    LimitSettings,
+    Name,
+    PolicySettings,
+    Port,
+    Positive,
+    Price,
+    PriceSettings,
+    RouterSettings,
+    Section,
+    Share,
+)
 
 PROJECT_FILE: Final = "tidemill.yaml"
 STATE_FOLDER: Final = ".tidemill"
@@ -25,19 +38,8 @@ _PREFIX: Final = "TIDEMILL_"
 #: Variables with our prefix that belong to the test suite, not to a project.
 _FOREIGN: Final = re.compile(r"TIDEMILL_(TEST_\w+|SHARED_DATA)")
 
-Name = Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0)]
 
-
-class _Section(BaseModel):
-    """A part of the project file: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class S3Settings(_Section):
+class S3Settings(Section):
     """How to reach an S3-compatible object store. Keys are secret references, never values."""
 
     endpoint: str | None = Field(None, description="URL of the server; empty for AWS.")
@@ -46,7 +48,7 @@ class S3Settings(_Section):
     secret_access_key: str | None = Field(None, description="Secret reference, e.g. file:/run/secrets/s3.")
 
 
-class StoreSettings(_Section):
+class StoreSettings(Section):
     """Where what was made is kept."""
 
     ledger: str | None = Field(None, description="SQLAlchemy URL; empty for SQLite in the state folder.")
@@ -55,7 +57,7 @@ class StoreSettings(_Section):
     garbage_grace_s: Positive = Field(86400.0, description="Unreferenced blobs younger than this are kept.")
 
 
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """The control plane."""
 
     host: str = Field("127.0.0.1", description="Address to listen on. Keep to loopback until access control is set up.")
@@ -65,17 +67,7 @@ class ServerSettings(_Section):
     monitor_every_s: Positive = Field(2.0, description="How often monitors are evaluated.")
 
 
-class GatewaySettings(_Section):
-    """The data plane."""
-
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: Port = Field(8410, description="Port that clients' base_url names.")
-    workers: int = Field(1, ge=1, le=64, description="Worker processes that share the listening socket.")
-    snapshot_lifetime_s: Positive = Field(3600.0, description="How long a worker serves on without the control plane.")
-    capture: Literal["masked", "hashed", "none"] = Field("masked", description="What is kept of requests and answers.")
-
-
-class RuntimeSettings(_Section):
+class RuntimeSettings(Section):
     """The local model server."""
 
     enabled: bool = Field(True, description="Start a local model server with `tidemill up`.")
@@ -90,7 +82,7 @@ class RuntimeSettings(_Section):
     output_usd_per_mtok: float = Field(0.0, ge=0, description="What a million output tokens cost on this machine.")
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """A model of the user's own catalogue: weights in a folder or on a hub, or an OpenAI-compatible server."""
 
     kind: Literal["chat", "embedding"] = Field("chat", description="What it does.")
@@ -101,18 +93,27 @@ class ModelSettings(_Section):
     api_key: str | None = Field(None, description="Secret reference for that server.")
     upstream_model: str | None = Field(None, description="Model name that server knows.")
     context_tokens: int = Field(2048, ge=1, description="Context window, in tokens.")
-    input_usd_per_mtok: float = Field(0.0, ge=0, description="Price of a million input tokens.")
-    output_usd_per_mtok: float = Field(0.0, ge=0, description="Price of a million output tokens.")
+    input_usd_per_mtok: Price = Field(0.0, description="Price of a million input tokens, where there is no table.")
+    output_usd_per_mtok: Price = Field(0.0, description="Likewise of output tokens.")
+    prices: tuple[PriceSettings, ...] = Field((), description="Price table; the newest row that has begun holds.")
+    dialect: Literal["openai", "azure", "anthropic", "gemini", "bedrock", "mistral", "ollama", "vllm"] = Field(
+        "openai", description="What the server at url speaks."
+    )
+    options: Mapping[str, str] = Field(default_factory=dict, description="What the dialect needs, e.g. region.")
+    secrets: Mapping[str, str] = Field(default_factory=dict, description="Further secret references, by name.")
+    quality: Share = Field(1.0, description="Score that a router's quality_floor is compared with.")
+    max_in_flight: int | None = Field(None, ge=1, description="Calls at once from one worker; empty for no cap.")
+    weight: Positive = Field(1.0, description="Share of a router's weighted choice.")
 
 
-class DatasetSettings(_Section):
+class DatasetSettings(Section):
     """A data set built from documents."""
 
     source: Literal["folder", "python"] = Field("folder", description="A folder, or Python's own language reference.")
     path: str | None = Field(None, description="The folder, relative to the project file.")
 
 
-class IndexSettings(_Section):
+class IndexSettings(Section):
     """A search index over a data set."""
 
     dataset: Name = Field(description="Data set it is built from.")
@@ -120,21 +121,21 @@ class IndexSettings(_Section):
     passage_tokens: int = Field(120, ge=16, le=512, description="Length of a passage, in tokens.")
 
 
-class MessageSettings(_Section):
+class MessageSettings(Section):
     """One message of a prompt."""
 
     role: Literal["system", "user", "assistant"] = Field(description="Whose message.")
     content: str = Field(description="Template text with {{name}} places.")
 
 
-class PromptSettings(_Section):
+class PromptSettings(Section):
     """A versioned prompt."""
 
     messages: tuple[MessageSettings, ...] = Field(min_length=1, description="Message templates in order.")
     no_answer: str = Field("I do not know.", description="Answer when nothing fitting was found.")
 
 
-class DecodingSettings(_Section):
+class DecodingSettings(Section):
     """How the model is sampled."""
 
     max_tokens: int = Field(24, ge=1, description="Longest answer, in tokens.")
@@ -144,7 +145,7 @@ class DecodingSettings(_Section):
     stop: tuple[str, ...] = Field((), description="Texts that end the answer.")
 
 
-class RetrievalSettings(_Section):
+class RetrievalSettings(Section):
     """How a release searches its index."""
 
     mode: Literal["bm25", "dense", "hybrid"] | None = Field(None, description="Empty: as the index was built.")
@@ -154,7 +155,7 @@ class RetrievalSettings(_Section):
     min_score: float | None = Field(None, description="Below this best score the release abstains.")
 
 
-class ReleaseSettings(_Section):
+class ReleaseSettings(Section):
     """A recipe for a release: model, prompt and index by name."""
 
     model: Name = Field("smollm2-135m-instruct", description="Catalogue name of the model.")
@@ -162,9 +163,10 @@ class ReleaseSettings(_Section):
     index: Name | None = Field(None, description="Index name.")
     decoding: DecodingSettings = Field(default=DecodingSettings(), description="How the model is sampled.")
     retrieval: RetrievalSettings = Field(default=RetrievalSettings(), description="How the index is searched.")
+    router: RouterSettings | None = Field(None, description="Further models, for a release that is a bare model.")
 
 
-class RolloutSettings(_Section):
+class RolloutSettings(Section):
     """How an endpoint moves from one release to the next."""
 
     margins: Mapping[str, Share] = Field(
@@ -184,14 +186,14 @@ class RolloutSettings(_Section):
     session_idle_s: Positive = Field(1800.0, description="A session idle for so long is closed.")
 
 
-class EndpointSettings(_Section):
+class EndpointSettings(PolicySettings):
     """A public model name."""
 
     release: Name = Field(description="Release name whose @production answers.")
     rollout: RolloutSettings = Field(default=RolloutSettings(), description="How the next release is let in.")
 
 
-class MonitorSettings(_Section):
+class MonitorSettings(Section):
     """An alarm on an endpoint."""
 
     endpoint: Name = Field(description="Endpoint it watches.")
@@ -201,7 +203,7 @@ class MonitorSettings(_Section):
     false_alarm_every_days: Positive = Field(90.0, description="At most one false alarm in so many days.")
 
 
-class Settings(_Section):
+class Settings(Section):
     """The whole project file. One file is one project; the same file serves a laptop and a cluster."""
 
     version: Literal[1] = Field(1, description="Version of this file's format.")
@@ -218,11 +220,14 @@ class Settings(_Section):
     releases: Mapping[Name, ReleaseSettings] = Field(default_factory=dict, description="Releases by name.")
     endpoints: Mapping[Name, EndpointSettings] = Field(default_factory=dict, description="Endpoints by name.")
     monitors: Mapping[Name, MonitorSettings] = Field(default_factory=dict, description="Monitors by name.")
+    limits: Mapping[Name, LimitSettings] = Field(default_factory=dict, description="Rate limits and budgets by name.")
 
     #: Folder that holds the project file; relative paths start here. Not a key of the file.
     _folder: Path = Path()
 
-    @field_validator("models", "datasets", "indexes", "prompts", "releases", "endpoints", "monitors", mode="before")
+    @field_validator(
+        "models", "datasets", "indexes", "prompts", "releases", "endpoints", "monitors", "limits", mode="before"
+    )
     @classmethod
     def _empty_section(cls, value: Any) -> Any:
         return {} if value is None else value
@@ -401,12 +406,16 @@ __all__ = [
     "STATE_FOLDER",
     "DatasetSettings",
     "EndpointSettings",
+    "GatewaySettings",
     "IndexSettings",
+    "LimitSettings",
     "ModelSettings",
     "MonitorSettings",
+    "PriceSettings",
     "PromptSettings",
     "ReleaseSettings",
     "RolloutSettings",
+    "RouterSettings",
     "Settings",
     "child_environment",
     "load_settings",

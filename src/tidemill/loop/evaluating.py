@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -24,8 +23,9 @@ from tidemill.evaluation import (
     run_evaluation,
     token_f1,
 )
-from tidemill.kernel import CaseId, InvalidInput, NotFound, ReleaseParts, Unavailable
-from tidemill.kernel.settings import Settings, resolve_secret
+from tidemill.kernel import CaseId, InvalidInput, NotFound, ReleaseParts, SystemClock, Target, Unavailable
+from tidemill.kernel.settings import resolve_secret
+from tidemill.loop.targets import is_local, model_target
 from tidemill.models import ModelClient
 from tidemill.serving import AppAnswer, Application, LoadedRelease, load_release
 
@@ -34,45 +34,6 @@ if TYPE_CHECKING:
     from tidemill.loop.project import Project
 
 _CONNECT_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelPlace:
-    """Where a model answers.
-
-    Args:
-        url: base URL up to and including the version.
-        model: the model name that server knows.
-        api_key_ref: secret reference of its key.
-        local: whether it is the project's own model server.
-        input_usd_per_mtok, output_usd_per_mtok: price of a million tokens.
-    """
-
-    url: str
-    model: str
-    api_key_ref: str | None = None
-    local: bool = False
-    input_usd_per_mtok: float = 0.0
-    output_usd_per_mtok: float = 0.0
-
-
-def model_place(settings: Settings, entry: Mapping[str, Any]) -> ModelPlace:
-    """Where a model of the catalogue answers: at its provider, or at the project's model server.
-
-    Args:
-        settings: the project file.
-        entry: the ``entry`` in the content of the model's artifact.
-    """
-    source, runtime = entry["source"], settings.runtime
-    local = source["type"] != "provider"
-    return ModelPlace(
-        url=f"http://{runtime.host}:{runtime.port}/v1" if local else source["url"],
-        model=entry["name"] if local else source["model"],
-        api_key_ref=None if local else source.get("api_key_ref"),
-        local=local,
-        input_usd_per_mtok=runtime.input_usd_per_mtok if local else float(entry["input_usd_per_mtok"]),
-        output_usd_per_mtok=runtime.output_usd_per_mtok if local else float(entry["output_usd_per_mtok"]),
-    )
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -132,14 +93,14 @@ def evaluate_release(
     """
     loaded = load_release(project.ledger, release.digest)
     entry = project.ledger.artifacts.by_digest(ReleaseParts.from_json(release.content).model).content["entry"]
-    place = model_place(project.settings, entry)
+    place = model_target(project.settings, entry, SystemClock().now().date())
     runtime = project.settings.runtime
     embed_url = f"http://{runtime.host}:{runtime.port}/v1"
     searches = _search_mode(loaded) not in (None, "bm25")
     if searches and runtime.embedding is None:
         raise InvalidInput(f"{release.ref} searches by vectors, and runtime.embedding names no model.")
     for url in {place.url, embed_url} if searches else {place.url}:
-        _check_answers(url, local=place.local or url == embed_url)
+        _check_answers(url, local=is_local(entry) or url == embed_url)
     return asyncio.run(
         _evaluate(
             project.ledger,
@@ -153,12 +114,13 @@ def evaluate_release(
     )
 
 
-def as_answer(answer: AppAnswer, place: ModelPlace | None = None) -> Answer:
+def as_answer(answer: AppAnswer, place: Target | None = None) -> Answer:
     """An application's answer as evaluation sees it; the sources shown to the user are its citations."""
     usage = answer.usage
     cost_usd = 0.0
     if place is not None:
-        tokens_usd = usage.input_tokens * place.input_usd_per_mtok + usage.output_tokens * place.output_usd_per_mtok
+        prices = place.prices
+        tokens_usd = usage.input_tokens * prices.input_usd_per_mtok + usage.output_tokens * prices.output_usd_per_mtok
         cost_usd = tokens_usd / 1e6
     return Answer(
         text=answer.text,
@@ -175,7 +137,7 @@ async def _evaluate(
     ledger: Ledger,
     loaded: LoadedRelease,
     cases: CaseSet,
-    place: ModelPlace,
+    place: Target,
     embedding: tuple[str, str] | None,
     options: dict[str, Any],
     answered: Collection[CaseId] | None,
@@ -185,7 +147,7 @@ async def _evaluate(
     application = Application(
         loaded,
         models,
-        chat_model=place.model,
+        chat_model=place.model or place.name,
         embedder=(embedder, embedding[1]) if embedder is not None and embedding else None,
         scope=ledger.scope,
     )

@@ -180,7 +180,14 @@ def _entry(settings: Settings, name: str, model: ModelSettings) -> dict[str, obj
         "output_usd_per_mtok": model.output_usd_per_mtok,
     }
     if model.url is not None:
-        source = {"type": "provider", "url": model.url, "model": model.upstream_model or name}
+        source = {
+            "type": "provider",
+            "url": model.url,
+            "model": model.upstream_model or name,
+            "dialect": model.dialect,
+            "options": dict(model.options),
+            "secret_refs": dict(model.secrets),
+        }
         return entry | {"source": source | ({"api_key_ref": model.api_key} if model.api_key else {})}
     files = _weight_files(settings, name, model)
     if model.hub is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tidemill.kernel import ArtifactKind, Decoding, Digest, InvalidInput, NotFound, ReleaseParts
 from tidemill.kernel.settings import DatasetSettings, IndexSettings, ReleaseSettings, Settings
 from tidemill.loop.apply import APPLIED
+from tidemill.loop.targets import router_content
 from tidemill.pipelines import Flow, Step, StepContext
 
 if TYPE_CHECKING:
@@ -158,7 +159,26 @@ def release_parts(settings: Settings, ledger: Ledger, name: str) -> ReleaseParts
             stop=decoding.stop,
         ),
         retrieval=retrieval if index is not None else {},
+        router=_router(ledger, name, release),
     )
+
+
+def _router(ledger: Ledger, name: str, release: ReleaseSettings) -> dict[str, Any]:
+    router = release.router
+    if router is None:
+        return {}
+    if release.prompt is not None or release.index is not None:
+        raise InvalidInput(
+            f"releases.{name} has a router and a prompt or an index",
+            hint="Give the router to a release that is a bare model; an application's model is called by itself.",
+        )
+    names = (release.model, *router.models)
+    unknown = [rule.model for rule in router.rules if rule.model not in names]
+    if unknown or len(set(names)) < len(names):
+        what = f"a rule names '{unknown[0]}'" if unknown else "a model stands twice"
+        raise InvalidInput(f"releases.{name}.router: {what}; its models are {', '.join(names)}")
+    models = {one: _newest(ledger, ArtifactKind.MODEL, one, f"tidemill models pull {one}").digest for one in names}
+    return router_content(router, models)
 
 
 def fingerprint(folder: Path) -> str:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tidemill.kernel import ApiKey, Arm, Prices, ReleaseRoute, Route, RoutingSnapshot, Target, UserError
+from tidemill.kernel import (
+    ApiKey,
+    Arm,
+    ChoicePolicy,
+    Limit,
+    ReleaseRoute,
+    Route,
+    RoutePolicy,
+    RoutingSnapshot,
+    Target,
+    UserError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,17 +26,19 @@ class ServedRelease:
     Args:
         digest: digest of the release artifact.
         ref: how people name it.
-        url: base URL of its upstream, up to and including ``/v1``.
-        model: model name for an upstream that is not ours; ``None`` passes requests on unchanged.
+        targets: the upstreams that can answer for it, at least one.
+        choice: how one of several is chosen.
     """
 
     digest: str
     ref: str
-    url: str
-    model: str | None = None
-    api_key_ref: str | None = None
-    input_usd_per_mtok: float = 0.0
-    output_usd_per_mtok: float = 0.0
+    targets: tuple[Target, ...]
+    choice: ChoicePolicy = ChoicePolicy()
+
+    @property
+    def url(self) -> str:
+        """Base URL of its first upstream."""
+        return self.targets[0].url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +50,7 @@ class EndpointPlan:
         canary: digest of the release that answers ``canary_share`` of new sessions, if a canary runs.
         shadow: digest of the release that gets copies, if a shadow runs.
         rollout: id of the running rollout; with its phase it is also the salt of the assignment.
+        policy: how the endpoint's requests are treated.
     """
 
     endpoint: str
@@ -47,6 +61,7 @@ class EndpointPlan:
     shadow: str | None = None
     rollout: str | None = None
     session_idle_s: float = 1800.0
+    policy: RoutePolicy = RoutePolicy()
 
 
 def compile_route(plan: EndpointPlan, served: Mapping[str, ServedRelease]) -> Route | None:
@@ -74,6 +89,7 @@ def compile_route(plan: EndpointPlan, served: Mapping[str, ServedRelease]) -> Ro
         rollout=tag,
         salt=tag or plan.endpoint,
         session_idle_s=plan.session_idle_s,
+        policy=plan.policy,
     )
 
 
@@ -94,6 +110,7 @@ def next_snapshot(
     capture: str,
     lifetime_s: float,
     now_s: float,
+    limits: Sequence[Limit] = (),
 ) -> RoutingSnapshot | None:
     """The snapshot to write, or ``None`` when the current one still says the same and is young.
 
@@ -113,6 +130,7 @@ def next_snapshot(
         routes=tuple(routes),
         keys=tuple(keys),
         capture=capture,
+        limits=tuple(limits),
     )
     if before is None or now_s - before.issued_at > lifetime_s / 3:
         return wanted
@@ -121,10 +139,11 @@ def next_snapshot(
 
 
 def _release_route(release: ServedRelease, arm: Arm, weight: float) -> ReleaseRoute:
-    target = Target(
-        url=release.url,
-        model=release.model,
-        api_key_ref=release.api_key_ref,
-        prices=Prices(input_usd_per_mtok=release.input_usd_per_mtok, output_usd_per_mtok=release.output_usd_per_mtok),
+    return ReleaseRoute(
+        release=release.digest,
+        release_ref=release.ref,
+        targets=release.targets,
+        arm=arm,
+        weight=weight,
+        choice=release.choice,
     )
-    return ReleaseRoute(release=release.digest, release_ref=release.ref, targets=(target,), arm=arm, weight=weight)

@@ -92,17 +92,24 @@ class FolderSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderSource:
-    """No weights: an OpenAI-compatible server answers.
+    """No weights: a provider or another server answers.
 
     Args:
-        url: its base URL up to and including the version, e.g. ``https://llm.example.com/v1``.
+        url: its base URL, for an OpenAI-compatible one up to and including the version, e.g.
+            ``https://llm.example.com/v1``.
         model: the model name it expects.
         api_key_ref: a secret reference (``env:NAME``, ``file:…``), never the secret.
+        dialect: what it speaks, see ``models.providers``.
+        options: what the dialect needs, e.g. ``region``.
+        secret_refs: further secret references, by name.
     """
 
     url: str
     model: str
     api_key_ref: str | None = None
+    dialect: str = "openai"
+    options: Mapping[str, str] = field(default_factory=dict)
+    secret_refs: Mapping[str, str] = field(default_factory=dict)
 
 
 Source: TypeAlias = WheelSource | HubSource | FolderSource | ProviderSource

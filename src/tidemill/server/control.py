@@ -9,14 +9,29 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 
-from tidemill.kernel import ArtifactKind, Digest, NotFound, ReleaseParts, Route, RoutingSnapshot, SystemClock, UserError
+from tidemill.kernel import (
+    ArtifactKind,
+    Digest,
+    Limit,
+    NotFound,
+    ReleaseParts,
+    Route,
+    RoutingSnapshot,
+    SystemClock,
+    Target,
+    UserError,
+)
 from tidemill.loop.apply import APPLIED
 from tidemill.loop.monitors import MonitorDriver
+from tidemill.loop.policies import limits_of, route_policy
 from tidemill.loop.rollouts import RolloutDriver
 from tidemill.loop.routing import EndpointPlan, ServedRelease, compile_route, next_snapshot
+from tidemill.loop.targets import choice_of, release_targets
 from tidemill.releases import Rollout, RolloutState, live_release
 from tidemill.safety import mask_pii, routing_keys
 from tidemill.server.children import Deployment, read_deployments
@@ -65,6 +80,8 @@ class ControlPlane:
         self.monitors = MonitorDriver(project.ledger, store)
         self.drained = 0
         self._active: list[Rollout] = []
+        self.limits: tuple[Limit, ...] = ()
+        self._priced_on: date | None = None
         self._routed: set[str] = set()  # releases in the snapshot that stands in its file
 
     def start(self) -> None:
@@ -147,6 +164,7 @@ class ControlPlane:
                 _log.exception("a look failed")
 
     def _plan(self, endpoint: str, live: ArtifactVersion, rollout: Rollout | None) -> EndpointPlan:
+        applied = self._applied(endpoint)
         state = rollout.state if rollout is not None else None
         candidate = rollout.candidate.digest if rollout is not None else None
         return EndpointPlan(
@@ -157,18 +175,22 @@ class ControlPlane:
             canary_share=rollout.share if rollout is not None else 0.0,
             shadow=candidate if state is RolloutState.SHADOW else None,
             rollout=rollout.rollout_id if rollout is not None else None,
-            session_idle_s=self._session_idle_s(endpoint),
+            session_idle_s=float(applied.get("rollout", {}).get("session_idle_s", 1800.0)),
+            policy=route_policy(applied),
         )
 
-    def _session_idle_s(self, endpoint: str) -> float:
+    def _applied(self, endpoint: str) -> Mapping[str, Any]:
+        """What the project file says of an endpoint; nothing of one that was made by hand."""
         try:
-            content = self.project.ledger.artifacts.get(f"{ArtifactKind.ENDPOINT}/{endpoint}@{APPLIED}").content
+            return self.project.ledger.artifacts.get(f"{ArtifactKind.ENDPOINT}/{endpoint}@{APPLIED}").content
         except NotFound:
-            return 1800.0
-        return float(content["rollout"]["session_idle_s"])
+            return {}
 
     def _serve(self, wanted: set[str]) -> None:
-        now_s = time.monotonic()
+        now_s, today = time.monotonic(), SystemClock().now().date()
+        if today != self._priced_on:  # a row of a price table may begin today
+            self._priced_on = today
+            self._served = {digest: self._priced(one) for digest, one in self._served.items()}
         for digest in wanted - set(self._served):
             try:
                 self._prepare(digest, now_s)
@@ -192,37 +214,33 @@ class ControlPlane:
         """Ask for a process that serves the release, and note it as served once it says that it is ready."""
         version = self.project.ledger.artifacts.by_digest(Digest(digest))
         parts = ReleaseParts.from_json(version.content)
-        entry = self.project.ledger.artifacts.by_digest(parts.model).content["entry"]
-        ref = str(version.ref)
-        input_price, output_price = self._prices(entry)
-        url, name, key_ref = self._model_server(entry)
+        ref, targets = str(version.ref), self._targets(parts)
         if parts.prompt is None and parts.index is None:
-            self._served[digest] = ServedRelease(
-                digest=digest,
-                ref=ref,
-                url=url,
-                model=name,
-                api_key_ref=key_ref,
-                input_usd_per_mtok=input_price,
-                output_usd_per_mtok=output_price,
-            )
+            self._served[digest] = ServedRelease(digest=digest, ref=ref, targets=targets, choice=choice_of(parts))
             return
+        model = targets[0]
         since_s = self._asked_since.setdefault(digest, now_s)
         one = self._deployments.get(digest)
         if one is None or now_s - since_s > _NEW_PORT_AFTER_S:
             self._asked_since[digest] = now_s
-            self._deployments[digest] = self._deployment(digest, parts, (url, name, key_ref))
+            self._deployments[digest] = self._deployment(digest, parts, model)
             return
         if is_healthy(f"http://127.0.0.1:{one.port}/health", release=digest):
-            self._served[digest] = ServedRelease(
-                digest=digest,
-                ref=ref,
-                url=f"http://127.0.0.1:{one.port}/v1",
-                input_usd_per_mtok=input_price,
-                output_usd_per_mtok=output_price,
-            )
+            target = Target(url=f"http://127.0.0.1:{one.port}/v1", name=model.name, prices=model.prices)
+            self._served[digest] = ServedRelease(digest=digest, ref=ref, targets=(target,))
 
-    def _deployment(self, digest: str, parts: ReleaseParts, server: tuple[str, str, str | None]) -> Deployment:
+    def _targets(self, parts: ReleaseParts) -> tuple[Target, ...]:
+        """Where a release's models answer, at today's prices."""
+        return release_targets(self.project.settings, self.project.ledger, parts, SystemClock().now().date())
+
+    def _priced(self, served: ServedRelease) -> ServedRelease:
+        version = self.project.ledger.artifacts.by_digest(Digest(served.digest))
+        now = {one.name: one.prices for one in self._targets(ReleaseParts.from_json(version.content))}
+        return replace(
+            served, targets=tuple(replace(one, prices=now.get(one.name, one.prices)) for one in served.targets)
+        )
+
+    def _deployment(self, digest: str, parts: ReleaseParts, model: Target) -> Deployment:
         runtime = self.project.settings.runtime
         searches = parts.index is not None and runtime.embedding is not None
         taken = {one.port for one in self._deployments.values()}
@@ -230,45 +248,36 @@ class ControlPlane:
         return Deployment(
             digest=digest,
             port=port,
-            model_url=server[0],
-            chat_model=server[1],
-            model_key_ref=server[2],
+            model_url=model.url,
+            chat_model=model.model or model.name,
+            model_key_ref=model.api_key_ref,
             embed_model=runtime.embedding if searches else None,
             embed_url=f"http://{runtime.host}:{runtime.port}/v1" if searches else None,
         )
-
-    def _prices(self, entry: dict[str, Any]) -> tuple[float, float]:
-        """US dollars per million input and output tokens: a provider's, or what the local model server costs."""
-        if entry["source"]["type"] == "provider":
-            return float(entry["input_usd_per_mtok"]), float(entry["output_usd_per_mtok"])
-        runtime = self.project.settings.runtime
-        return runtime.input_usd_per_mtok, runtime.output_usd_per_mtok
-
-    def _model_server(self, entry: dict[str, Any]) -> tuple[str, str, str | None]:
-        """(base URL, model name, key reference) of the server that runs a model of the catalogue."""
-        source = entry["source"]
-        if source["type"] == "provider":
-            return source["url"], source["model"], source.get("api_key_ref")
-        runtime = self.project.settings.runtime
-        return f"http://{runtime.host}:{runtime.port}/v1", entry["name"], None
 
     def _route(self, plans: list[EndpointPlan]) -> None:
         settings, path = self.project.settings, self.project.places.routing
         current = path.read_bytes() if path.exists() else None
         before = _routes(current) if time.monotonic() - self._begun_s < _SETTLE_S else {}
         compiled = [self._compile(plan, before.get(plan.endpoint)) for plan in plans]
+        routes = [route for route in compiled if route is not None]
+        keys = routing_keys(self.project.ledger, now_s=time.time())
+        self.limits = limits_of(
+            settings.limits, tenant=settings.tenant, keys=keys, endpoints={route.endpoint for route in routes}
+        )
         snapshot = next_snapshot(
             current,
             project=settings.project,
-            routes=[route for route in compiled if route is not None],
-            keys=routing_keys(self.project.ledger, now_s=time.time()),
+            routes=routes,
+            keys=keys,
             capture=settings.gateway.capture,
             lifetime_s=settings.gateway.snapshot_lifetime_s,
             now_s=time.time(),
+            limits=self.limits,
         )
         if snapshot is not None:
             write_atomically(path, snapshot.encode())
-        self._routed = {release.release for route in compiled if route is not None for release in route.releases}
+        self._routed = {release.release for route in routes for release in route.releases}
 
     def _compile(self, plan: EndpointPlan, before: Route | None) -> Route | None:
         """The endpoint's route; the one that stands while its releases are being found again after a start.
