@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -72,13 +71,10 @@ def test_a_stack_that_is_stopping_is_waited_for_and_a_kept_one_is_used(
     wait_until(lambda: supervisor(folder) is None)
 
 
-def test_a_stack_that_cannot_start_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stacks, "_READY_WITHIN_S", 2.0)
+def test_a_stack_that_cannot_start_says_why(folder: Path) -> None:
     (folder / "tidemill.yaml").write_text("project: small\nendpoint: {}\n")
-    before_s = time.monotonic()
     with Stack(folder) as stack, pytest.raises(Unavailable) as refused:
         stack.ensure()
-    assert time.monotonic() - before_s < 15
     assert "there is no setting 'endpoint'; did you mean 'endpoints'?" in str(refused.value.hint)
 
 

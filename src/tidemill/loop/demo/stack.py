@@ -19,6 +19,8 @@ from tidemill.kernel import Unavailable
 from tidemill.kernel.settings import PROJECT_FILE, child_environment
 
 _READY_WITHIN_S: Final = 90.0
+_CALLERS_MISTAKE: Final = 2
+_REFUSED_MOST: Final = 3
 _STOP_WITHIN_S: Final = 30.0
 _PREDECESSOR_S: Final = 12.0
 
@@ -84,9 +86,13 @@ class Stack:
         """
         if self._adopted and self._ready():
             return
-        limit_s = time.monotonic() + _READY_WITHIN_S
+        limit_s, refused = time.monotonic() + _READY_WITHIN_S, 0
         while self._started is None or self._started.process.poll() is not None or not self._ready():
             if self._started is None or self._started.process.poll() is not None:
+                # A mistake of the caller's, not a crash; once or twice it may be a port that is being given up.
+                refused += self._started is not None and self._started.process.returncode == _CALLERS_MISTAKE
+                if refused >= _REFUSED_MOST:
+                    raise Unavailable("The demo's processes do not start.", hint=self._log_tail())
                 self._adopted = self._outlives_its_demo()
                 if self._adopted:
                     return
