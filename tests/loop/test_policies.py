@@ -49,11 +49,17 @@ def test_a_star_is_a_limit_for_each() -> None:
     keys = [ApiKey("1", "ann", "default", team="web"), ApiKey("2", "bob", "default"), ApiKey("3", "bob", "default")]
     found = limits_of(settings.limits, tenant="default", keys=keys, endpoints={"desk"})
     assert [(one.limit_id, one.subject) for one in found] == [
-        ("each-key/ann", "ann"),
-        ("each-key/bob", "bob"),
-        ("web", "web"),
-        ("all/default", "default"),
+        ("each-key/ann/requests/60s", "ann"),
+        ("each-key/bob/requests/60s", "bob"),
+        ("web/web/usd/86400s", "web"),
+        ("all/default/tokens/3600s", "default"),
     ]
     assert found[2] == Limit(
-        limit_id="web", scope=LimitScope.TEAM, subject="web", unit=LimitUnit.USD, amount=5, window_s=86400
+        limit_id="web/web/usd/86400s",
+        scope=LimitScope.TEAM,
+        subject="web",
+        unit=LimitUnit.USD,
+        amount=5,
+        window_s=86400,
+        tenant="default",
     )

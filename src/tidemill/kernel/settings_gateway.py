@@ -94,6 +94,7 @@ class BreakerSettings(Section):
     window_s: Positive = Field(30.0, description="Outcomes younger than this count.")
     min_requests: int = Field(10, ge=1, description="Fewer outcomes decide nothing.")
     error_share: float = Field(0.5, gt=0, le=1, description="Share of failures at which it opens.")
+    consecutive: int = Field(5, ge=1, description="So many failures in a row open it as well.")
     open_s: Positive = Field(5.0, description="Open for so long at first; then one probe.")
     open_max_s: Positive = Field(60.0, description="Longest time open.")
 
@@ -132,15 +133,18 @@ class LimitSettings(Section):
     subject: str = Field(EVERY, description="Name of the key, team or endpoint; * gives each its own account.")
     unit: LimitUnit = Field(description="requests, tokens or usd.")
     amount: Positive = Field(description="At most so much.")
-    window_s: Positive = Field(description="In any so many seconds, e.g. 60, 86400, 2592000.")
+    window_s: float = Field(ge=1, description="In any so many seconds, e.g. 60, 86400, 2592000.")
 
 
 class ConversationSettings(Section):
     """What ``/v1/responses`` keeps."""
 
+    enabled: bool = Field(True, description="Keep responses, for previous_response_id and conversations.")
     store: str | None = Field(None, description="SQLAlchemy or redis:// URL; empty for a file in the state folder.")
-    retention_s: Positive = Field(2592000.0, description="Kept for so long after the last use.")
-    max_bytes: int = Field(1 << 20, ge=1024, description="Largest response that is kept.")
+    retention_s: Positive = Field(2592000.0, description="Deleted so long after its newest turn.")
+    bytes_most: int = Field(4 << 20, ge=1024, description="A larger turn is not kept.")
+    depth_most: int = Field(500, ge=1, description="Turns a history may have.")
+    key: str | None = Field(None, description="Secret reference of 64 hexadecimal digits; empty for a key file.")
 
 
 class GatewaySettings(Section):

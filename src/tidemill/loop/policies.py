@@ -39,12 +39,14 @@ def limits_of(
     }
     return tuple(
         Limit(
-            limit_id=f"{name}/{subject}" if limit.subject == EVERY else name,
+            # Another unit or window is another account: what was spent under the old one says nothing about it.
+            limit_id=f"{name}/{subject}/{limit.unit}/{limit.window_s:g}s",
             scope=limit.scope,
             subject=subject,
             unit=limit.unit,
             amount=limit.amount,
             window_s=limit.window_s,
+            tenant=tenant,
         )
         for name, limit in limits.items()
         for subject in (subjects[limit.scope] if limit.subject == EVERY else [limit.subject])
