@@ -115,6 +115,7 @@ def gateway(project: ProjectOption = HERE) -> None:
     from tidemill.gateway.worker import WorkerOptions, run_worker
     from tidemill.kernel.settings import load_settings
     from tidemill.loop.project import Places, prepare_places
+    from tidemill.server.children import gateway_services
     from tidemill.server.supervisor import listening_socket
 
     settings = load_settings(_project_file(project))
@@ -128,6 +129,11 @@ def gateway(project: ProjectOption = HERE) -> None:
         segments_folder=places.segments,
         state_folder=places.state / "gateway",
         capture=settings.gateway.capture,
+        allowed_origins=frozenset(settings.gateway.allowed_origins),
+        allowed_hosts=frozenset(settings.gateway.allowed_hosts),
+        services=gateway_services(settings, places),
+        tls_certificate=_file(settings.folder, settings.gateway.tls_certificate),
+        tls_key=_file(settings.folder, settings.gateway.tls_key),
     )
     run_worker(options, listener=listener, ready=lambda port: say(f"gateway ready on port {port}"))
 
@@ -161,6 +167,10 @@ def _project_file(project: Path) -> Path:
         if (folder / PROJECT_FILE).is_file():
             return folder / PROJECT_FILE
     raise NotFound(f"There is no {PROJECT_FILE} in {start} or above it.", hint="Write one with: tidemill init")
+
+
+def _file(folder: Path, name: str | None) -> Path | None:
+    return None if name is None else folder / name
 
 
 def _model_files(opened: Project) -> ModelFiles:

@@ -45,7 +45,7 @@ class ConversationService:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
+class WorkerServices:
     """Everything behind one worker. The supervisor hands it over as JSON; nothing of it is loaded until it is used.
 
     Args:
@@ -69,7 +69,7 @@ class Services:
         return msgspec.json.encode(self).decode()
 
     @classmethod
-    def decode(cls, text: str) -> Services:
+    def decode(cls, text: str) -> WorkerServices:
         """Read what ``encode`` wrote.
 
         Raises:

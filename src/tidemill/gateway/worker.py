@@ -19,6 +19,7 @@ from tidemill.gateway.app import Access, Gateway
 from tidemill.gateway.front import Front
 from tidemill.gateway.limits import Limits
 from tidemill.gateway.metrics import Metrics
+from tidemill.gateway.services import WorkerServices
 from tidemill.gateway.sessions import SessionTable
 from tidemill.gateway.snapshots import SecretResolver, Services, SnapshotFile
 from tidemill.gateway.tls import ServerTls
@@ -48,6 +49,7 @@ class WorkerOptions:
         allowed_origins: browser origins that may call.
         allowed_hosts: further Host names of a loopback listener.
         limits: sizes and times.
+        services: what stands behind the worker besides upstreams.
         tls_certificate, tls_key: PEM files; with them the worker speaks HTTPS, and follows their replacement.
     """
 
@@ -63,6 +65,7 @@ class WorkerOptions:
     limits: Limits = field(default_factory=Limits)
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    services: WorkerServices = WorkerServices()
 
 
 class Worker:

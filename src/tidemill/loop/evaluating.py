@@ -24,8 +24,7 @@ from tidemill.evaluation import (
     token_f1,
 )
 from tidemill.kernel import CaseId, InvalidInput, NotFound, ReleaseParts, SystemClock, Target, Unavailable
-from tidemill.kernel.settings import resolve_secret
-from tidemill.loop.targets import is_local, model_target
+from tidemill.loop.targets import is_local, model_target, open_client
 from tidemill.models import ModelClient
 from tidemill.serving import AppAnswer, Application, LoadedRelease, load_release
 
@@ -142,7 +141,7 @@ async def _evaluate(
     options: dict[str, Any],
     answered: Collection[CaseId] | None,
 ) -> Report:
-    models = ModelClient(place.url, api_key=resolve_secret(place.api_key_ref) if place.api_key_ref else None)
+    models = open_client(place)
     embedder = ModelClient(embedding[0]) if embedding else None
     application = Application(
         loaded,

@@ -12,6 +12,7 @@ from tidemill.kernel.settings import ModelSettings, PriceSettings, RouterSetting
 
 if TYPE_CHECKING:
     from tidemill.ledger import Ledger
+    from tidemill.models.transport import ModelClient
 
 
 def is_local(entry: Mapping[str, Any]) -> bool:
@@ -70,6 +71,24 @@ def release_targets(settings: Settings, ledger: Ledger, parts: ReleaseParts, tod
     return tuple(
         model_target(settings, ledger.artifacts.by_digest(digest).content["entry"], today) for digest in digests
     )
+
+
+def open_client(target: Target) -> ModelClient:
+    """A client of a target, with its secrets resolved.
+
+    Raises:
+        SettingsError: a secret is not there.
+    """
+    from tidemill.kernel.settings import resolve_secret
+    from tidemill.models.providers import Credentials
+    from tidemill.models.transport import ModelClient
+
+    key = resolve_secret(target.api_key_ref) if target.api_key_ref is not None else None
+    if target.dialect == "openai":
+        return ModelClient(target.url, api_key=key)
+    secrets = {name: resolve_secret(reference) for name, reference in target.secret_refs.items()}
+    credentials = Credentials(key, secrets)
+    return ModelClient(target.url, dialect=target.dialect, credentials=credentials, options=target.options)
 
 
 def choice_of(parts: ReleaseParts) -> ChoicePolicy:

@@ -93,6 +93,10 @@ def _add_status(app: FastAPI, control: ControlPlane) -> None:
     def status() -> dict[str, Any]:
         return control.status()
 
+    @app.get("/api/v1/limits", summary="How much of each limit is spent, lent to workers, and left")
+    def limits() -> list[dict[str, Any]]:
+        return [asdict(one) for one in control.standing()]
+
     @app.get("/api/v1/monitors", summary="Monitors and what they have seen")
     def monitors() -> list[dict[str, Any]]:
         return control.monitors.states()

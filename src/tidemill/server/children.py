@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidemill.gateway.services import ConversationService, EmbeddingService, WorkerServices
 from tidemill.kernel.settings import Settings
 from tidemill.server.supervisor import ChildSpec
 
@@ -30,6 +31,7 @@ class Deployment:
     Args:
         digest: the release artifact's.
         chat_model, model_url, model_key_ref: the model server that answers for it.
+        dialect, options, secret_refs: what that server speaks, and what else it takes to call it.
         embed_model: model name for embeddings; ``None`` when it does not search by vectors.
     """
 
@@ -38,6 +40,9 @@ class Deployment:
     chat_model: str
     model_url: str
     model_key_ref: str | None = None
+    dialect: str = "openai"
+    options: Mapping[str, str] = field(default_factory=dict)
+    secret_refs: Mapping[str, str] = field(default_factory=dict)
     embed_model: str | None = None
     embed_url: str | None = None
 
@@ -62,8 +67,14 @@ def gateway_children(settings: Settings, places: Places, listener: int) -> list[
         *("--segments", str(places.segments)),
         *("--project", settings.project),
         *("--tenant", settings.tenant),
+        *("--services", gateway_services(settings, places).encode()),
+        *_optional("--tls-certificate", _file(settings, settings.gateway.tls_certificate)),
+        *_optional("--tls-key", _file(settings, settings.gateway.tls_key)),
+        *(word for origin in settings.gateway.allowed_origins for word in ("--allow-origin", origin)),
+        *(word for host in settings.gateway.allowed_hosts for word in ("--allow-host", host)),
     )
-    url = f"http://{reachable(settings.gateway.host)}:{settings.gateway.port}/health"
+    scheme = "https" if settings.gateway.tls_certificate is not None else "http"
+    url = f"{scheme}://{reachable(settings.gateway.host)}:{settings.gateway.port}/health"
     return [
         ChildSpec(
             name=f"gateway-{number}",
@@ -74,6 +85,39 @@ def gateway_children(settings: Settings, places: Places, listener: int) -> list[
         )
         for number in range(settings.gateway.workers)
     ]
+
+
+def gateway_services(settings: Settings, places: Places) -> WorkerServices:
+    """What stands behind the gateway's workers, as the project file says."""
+    gateway, runtime = settings.gateway, settings.runtime
+    kept = gateway.conversations
+    conversations = None
+    if kept.enabled:
+        conversations = ConversationService(
+            url=kept.store or f"sqlite:///{places.state / 'gateway' / 'conversations.db'}",
+            retention_s=kept.retention_s,
+            bytes_most=kept.bytes_most,
+            depth_most=kept.depth_most,
+            key_ref=kept.key,
+        )
+    embeddings = None
+    if runtime.enabled and runtime.embedding is not None:
+        embeddings = EmbeddingService(
+            url=f"http://{reachable(runtime.host)}:{runtime.port}/v1", model=runtime.embedding
+        )
+    return WorkerServices(
+        limits_url=limits_url(settings),
+        limits_unavailable=gateway.limits_unavailable,
+        cache_bytes=gateway.cache_bytes,
+        cache_url=gateway.cache_store,
+        embeddings=embeddings,
+        conversations=conversations,
+    )
+
+
+def limits_url(settings: Settings) -> str | None:
+    """Where the accounts of limits are kept; ``None`` where nothing is limited."""
+    return (settings.gateway.limits_store or settings.ledger_url) if settings.limits else None
 
 
 def runtime_child(settings: Settings, files: ModelFiles) -> ChildSpec | None:
@@ -134,6 +178,9 @@ def _serving_child(settings: Settings, places: Places, one: Deployment) -> Child
         *("--model-url", one.model_url),
         *("--chat-model", one.chat_model),
         *_optional("--model-key", one.model_key_ref),
+        *("--dialect", one.dialect),
+        *(word for pair in one.options.items() for word in ("--option", "=".join(pair))),
+        *(word for pair in one.secret_refs.items() for word in ("--model-secret", "=".join(pair))),
         *_optional("--embed-model", one.embed_model),
         *_optional("--embed-url", one.embed_url),
         *("--segments", str(places.segments / name)),
@@ -153,6 +200,10 @@ def _s3(settings: Settings) -> tuple[str, ...]:
         *_optional("--s3-key-id", s3.access_key_id),
         *_optional("--s3-secret", s3.secret_access_key),
     )
+
+
+def _file(settings: Settings, name: str | None) -> str | None:
+    return None if name is None else str(settings.folder / name)
 
 
 def _optional(option: str, value: str | None) -> tuple[str, ...]:

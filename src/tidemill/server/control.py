@@ -26,6 +26,7 @@ from tidemill.kernel import (
     Target,
     UserError,
 )
+from tidemill.ledger.accounts import LeaseStore, Standing, open_lease_store
 from tidemill.loop.apply import APPLIED
 from tidemill.loop.monitors import MonitorDriver
 from tidemill.loop.policies import limits_of, route_policy
@@ -34,8 +35,9 @@ from tidemill.loop.routing import EndpointPlan, ServedRelease, compile_route, ne
 from tidemill.loop.targets import choice_of, release_targets
 from tidemill.releases import Rollout, RolloutState, live_release
 from tidemill.safety import mask_pii, routing_keys
-from tidemill.server.children import Deployment, read_deployments
+from tidemill.server.children import Deployment, limits_url, read_deployments
 from tidemill.server.files import write_atomically, write_json
+from tidemill.server.settlement import Settlement
 from tidemill.server.supervisor import free_port, is_healthy
 from tidemill.telemetry import Drainer, SpanStore
 
@@ -75,7 +77,18 @@ class ControlPlane:
         self._written: dict[str, Deployment] | None = None
         self._deployments = {one.digest: one for one in read_deployments(project.places.deployments)}
         self._draining = threading.Lock()
-        self._drainer = Drainer(project.places.segments, store, mask=mask_pii, clock=SystemClock())
+        self._accounts = self._open_accounts()
+        settings = project.settings
+        self._settlement: Settlement | None = None
+        if self._accounts is not None:
+            self._settlement = Settlement(self._accounts, project.places.segments, tenant=settings.tenant)
+        self._drainer = Drainer(
+            project.places.segments,
+            store,
+            mask=mask_pii,
+            clock=SystemClock(),
+            settle=self._settlement.settle if self._settlement is not None else None,
+        )
         self._rollouts = RolloutDriver(project.ledger, store, lambda digest: digest in self._served, time.time_ns)
         self.monitors = MonitorDriver(project.ledger, store)
         self.drained = 0
@@ -105,6 +118,8 @@ class ControlPlane:
             self._drain(until_s=time.monotonic() + _LAST_DRAIN_S)
         finally:
             self.store.close()
+            if self._accounts is not None:
+                self._accounts.close()
 
     def drain(self) -> None:
         """Bring finished records into the span store. Any thread may call it."""
@@ -118,8 +133,14 @@ class ControlPlane:
                 for problem in report.problems:
                     _log.warning("drain: %s", problem)
                 ended = self._stop.is_set() if until_s is None else time.monotonic() > until_s
+                if not report.more and self._settlement is not None:
+                    self._settlement.tick()
                 if not report.more or ended:
                     return
+
+    def standing(self) -> list[Standing]:
+        """How much of each limit is spent, lent to workers, and left."""
+        return self._accounts.standing(self.limits) if self._accounts is not None else []
 
     def decide(self) -> None:
         """Move rollouts, see to it that what should answer is served, and tell the gateway."""
@@ -162,6 +183,11 @@ class ControlPlane:
                 look()
             except Exception:  # noqa: BLE001 - the data plane serves on; the next turn tries again
                 _log.exception("a look failed")
+
+    def _open_accounts(self) -> LeaseStore | None:
+        settings = self.project.settings
+        url = limits_url(settings)
+        return open_lease_store(url, settings.scope) if url is not None else None
 
     def _plan(self, endpoint: str, live: ArtifactVersion, rollout: Rollout | None) -> EndpointPlan:
         applied = self._applied(endpoint)
@@ -251,6 +277,9 @@ class ControlPlane:
             model_url=model.url,
             chat_model=model.model or model.name,
             model_key_ref=model.api_key_ref,
+            dialect=model.dialect,
+            options=model.options,
+            secret_refs=model.secret_refs,
             embed_model=runtime.embedding if searches else None,
             embed_url=f"http://{runtime.host}:{runtime.port}/v1" if searches else None,
         )

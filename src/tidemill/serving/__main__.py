@@ -109,8 +109,7 @@ class _Resources:
         options = self._options
         scope = Scope(options.project, options.tenant)
         release = await asyncio.to_thread(_load, options, scope)
-        key = _secret(options.model_key)
-        chat = ModelClient(options.model_url, api_key=key, timeout_s=options.timeout_s)
+        chat = _chat_client(options)
         self._clients.append(chat)
         embedder = None
         if options.embed_model:
@@ -133,6 +132,26 @@ class _Resources:
             self._writer.close()
         for client in self._clients:
             await client.close()
+
+
+def _chat_client(options: argparse.Namespace) -> ModelClient:
+    from tidemill.models.providers import Credentials
+    from tidemill.models.transport import ModelClient
+
+    key = _secret(options.model_key)
+    if options.dialect == "openai":
+        return ModelClient(options.model_url, api_key=key, timeout_s=options.timeout_s)
+    return ModelClient(
+        options.model_url,
+        dialect=options.dialect,
+        credentials=Credentials(key, {name: str(_secret(ref)) for name, ref in _pairs(options.model_secret)}),
+        options=dict(_pairs(options.option)),
+        timeout_s=options.timeout_s,
+    )
+
+
+def _pairs(given: list[str]) -> list[tuple[str, str]]:
+    return [(name, value) for name, _, value in (one.partition("=") for one in given)]
 
 
 def _load(options: argparse.Namespace, scope: Scope) -> LoadedRelease:
@@ -196,6 +215,9 @@ def _parser() -> argparse.ArgumentParser:
     models = parser.add_argument_group("the models")
     models.add_argument("--model-url", required=True, help="base URL of an OpenAI-compatible server, with /v1")
     models.add_argument("--model-key", help="secret reference of its API key")
+    models.add_argument("--dialect", default="openai", help="what that server speaks")
+    models.add_argument("--option", action="append", default=[], help="what its dialect needs: NAME=VALUE; repeat")
+    models.add_argument("--model-secret", action="append", default=[], help="NAME=REFERENCE of a secret; repeat")
     models.add_argument("--chat-model", required=True, help="model name for chat completions")
     models.add_argument("--embed-model", help="model name for embeddings, for dense and hybrid search")
     models.add_argument("--embed-url", help="base URL of the embedding server, if another")
