@@ -193,11 +193,15 @@ def _add_sampling(asked: Mapping[str, Any], wanted: dict[str, Any], leave_out: f
     options = asked.get("stream_options") or {}
     check_keys(options, frozenset({"include_usage"}), "stream_options", NAME, leave_out)
     cache = asked.get("prompt_cache_options")
-    if isinstance(cache, dict) and cache.get("mode", "implicit") == "implicit":
-        wanted["cache_control"] = _cache_control(cache)
+    if cache is not None:
+        marked = _cache_control(cache)
+        if cache.get("mode", "implicit") == "implicit":
+            wanted["cache_control"] = marked
 
 
-def _cache_control(options: Mapping[str, Any]) -> dict[str, Any]:
+def _cache_control(options: Any) -> dict[str, Any]:
+    if not isinstance(options, dict):
+        raise InvalidInput("'prompt_cache_options' and 'prompt_cache_breakpoint' must be objects.")
     ttl = options.get("ttl")
     if ttl is None:
         return {"type": "ephemeral"}
@@ -300,7 +304,7 @@ def _add_account(asked: Mapping[str, Any], wanted: dict[str, Any]) -> None:
         wanted["metadata"] = {"user_id": user}
     tier = asked.get("service_tier")
     if tier is not None:
-        if tier not in _TIERS:
+        if not isinstance(tier, str) or tier not in _TIERS:
             raise UnsupportedField(f"service_tier.{tier}", NAME, "there is 'auto' and 'default'")
         wanted["service_tier"] = _TIERS[tier]
 
@@ -415,8 +419,9 @@ def _from_assistant(message: dict[str, Any], leave_out: frozenset[str]) -> list[
     for call in read_list(message.get("tool_calls") or [], "messages.tool_calls"):
         if not isinstance(call, dict) or call.get("type", "function") != "function":
             raise UnsupportedField("messages.tool_calls", NAME, "only calls of functions are served")
-        name = (call.get("function") or {}).get("name")
-        blocks.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": arguments_of(call)})
+        arguments = arguments_of(call)
+        name = call["function"].get("name")
+        blocks.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": arguments})
     return blocks
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from tidemill.kernel import InvalidInput
 from tidemill.models.providers.events import DONE, ChunkWriter, Event, EventSplitter, error_event
-from tidemill.models.providers.pivot import completion, error_json, read_object, tool_call, usage_of
+from tidemill.models.providers.pivot import completion, error_json, read_object, reading, tool_call, usage_of
 
 FINISH_REASONS: Final = {
     "end_turn": "stop",
@@ -65,19 +65,23 @@ def translate_answer(body: bytes, model: str, now_s: float) -> bytes:
     content = found.get("content")
     if not isinstance(content, list):
         raise InvalidInput("The provider's answer is no message: it has no list of content blocks.")
+    with reading("The provider's answer"):
+        return msgspec.json.encode(_completion(found, content, model, now_s))
+
+
+def _completion(found: dict[str, Any], content: list[Any], model: str, now_s: float) -> dict[str, Any]:
     choice = {
         "index": 0,
         "message": _message(content, found),
         "logprobs": None,
         "finish_reason": FINISH_REASONS.get(found.get("stop_reason") or "", "stop"),
     }
-    answer = completion(
-        str(found.get("id") or ""), found.get("model") or model, int(now_s), [choice], _usage(found.get("usage"))
-    )
-    tier = _tier(found.get("usage"))
+    usage = found.get("usage")
+    answer = completion(str(found.get("id") or ""), found.get("model") or model, int(now_s), [choice], _usage(usage))
+    tier = _tier(usage)
     if tier is not None:
         answer["service_tier"] = tier
-    return msgspec.json.encode(answer)
+    return answer
 
 
 def _message(content: list[Any], found: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +168,7 @@ def _error_json(status: int, found: dict[str, Any]) -> bytes:
         status,
         message if isinstance(message, str) and message else "The provider reported an error.",
         kind=_ERRORS.get(kind) if isinstance(kind, str) else None,
-        code=code or kind,
+        code=next((word for word in (code, kind) if isinstance(word, str)), None),
     )
 
 
@@ -213,11 +217,9 @@ class AnthropicStream:
         if self._done or self._failed:
             return b""
         found = read_object(event.data, "An event of the provider's stream")
-        handle = _HANDLERS.get(found.get("type") or "")
-        try:
+        with reading("An event of the provider's stream"):
+            handle = _HANDLERS.get(found.get("type") or "")
             return handle(self, found) if handle is not None else b""  # a ping, or an event of the future
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InvalidInput(f"An event of the provider's stream has another shape: {found.get('type')}.") from error
 
     def _message_start(self, found: dict[str, Any]) -> bytes:
         message = found["message"]

@@ -137,16 +137,15 @@ def openai_error(status: int, body: bytes) -> bytes:
         text = body[:500].decode("utf-8", "replace").strip()
         return error_json(status, text or f"The provider answered {status}.")
     error = found.get("error")
-    if isinstance(error, dict) and isinstance(error.get("message"), str):
+    if isinstance(error, dict) and isinstance(error.get("message"), str) and error["message"]:
         return body
     said = error if isinstance(error, dict) else found
     message = said.get("message") or said.get("detail") or error
     if not isinstance(message, str):
         message = msgspec.json.encode(message or found).decode()
     kind, code = said.get("type"), said.get("code")
-    return error_json(
-        status, message, kind=kind if isinstance(kind, str) else None, code=None if code is None else str(code)
-    )
+    kind = kind if isinstance(kind, str) else None
+    return error_json(status, message, kind=kind, code=str(code) if isinstance(code, str | int) else None)
 
 
 class WholeEvents:

@@ -16,7 +16,7 @@ from tidemill.models.providers.compatible import CompatibleDialect, chat_table, 
 from tidemill.models.providers.dialect import Place, StreamTranslator, UnsupportedField
 from tidemill.models.providers.events import DONE, Event, EventSplitter, error_event
 from tidemill.models.providers.fields import left_out
-from tidemill.models.providers.pivot import check_operation, read_messages, read_object
+from tidemill.models.providers.pivot import check_operation, read_list, read_messages, read_object, reading
 
 NAME: Final = "mistral"
 REASONING_FORMAT: Final = "mistral-v1"
@@ -68,7 +68,7 @@ class MistralDialect(CompatibleDialect):
         fields.pop("stream_options", None)
         tier = read_value(fields, "service_tier")
         if tier is not None:
-            if tier not in _TIERS:
+            if not isinstance(tier, str) or tier not in _TIERS:
                 raise UnsupportedField(f"service_tier.{tier}", NAME, "there is 'auto' and 'default'")
             fields["service_tier"] = msgspec.Raw(msgspec.json.encode(_TIERS[tier]))
         messages = bytes(fields.get("messages", b""))
@@ -85,8 +85,9 @@ class MistralDialect(CompatibleDialect):
         if operation != "chat" or not _special(body):
             return body
         found = read_object(body, "The provider's answer")
-        for choice in found.get("choices") or ():
-            _rewrite(choice, "message")
+        with reading("The provider's answer"):
+            for choice in found.get("choices") or ():
+                _rewrite(choice, "message")
         return msgspec.json.encode(found)
 
     def error(self, status: int, body: bytes) -> tuple[int, bytes]:
@@ -136,8 +137,9 @@ class MistralStream:
         if found.get("object") == "error" or "error" in found:
             self._closed = True
             return error_event(openai_error(500, event.data))
-        for choice in found.get("choices") or ():
-            _rewrite(choice, "delta")
+        with reading("An event of the provider's stream"):
+            for choice in found.get("choices") or ():
+                _rewrite(choice, "delta")
         return b"data: %b\n\n" % msgspec.json.encode(found)
 
 
@@ -193,7 +195,7 @@ def _message(message: dict[str, Any], leave_out: frozenset[str]) -> dict[str, An
     if thoughts:
         content = found.get("content")
         rest = [{"type": "text", "text": content}] if isinstance(content, str) and content else content or []
-        found["content"] = [*thoughts, *rest]
+        found["content"] = [*thoughts, *read_list(rest, "messages.content")]
     elif message.get("refusal") and not found.get("content"):
         found["content"] = message["refusal"]
     return found
@@ -210,7 +212,7 @@ def _thoughts(message: Mapping[str, Any], leave_out: frozenset[str]) -> list[dic
     if "messages.reasoning_details" in leave_out:
         return []
     chunks = []
-    for detail in details:
+    for detail in read_list(details, "messages.reasoning_details"):
         if not isinstance(detail, dict) or detail.get("format", REASONING_FORMAT) != REASONING_FORMAT:
             raise UnsupportedField("messages.reasoning_details", NAME, "it takes back only its own reasoning")
         if detail.get("type") != "reasoning.text":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -29,6 +30,24 @@ class DataUrl(NamedTuple):
 
     media_type: str
     base64: str
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn a surprise while a provider's JSON is read into what it is: JSON of another shape.
+
+    Not for requests: there, each field that is wrong deserves its own sentence.
+
+    Args:
+        what: names what is read, e.g. ``The provider's answer``.
+
+    Raises:
+        InvalidInput: a key was missing, or a value of another type than the format says.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise InvalidInput(f"{what} has another shape than its format says: {error}.") from error
 
 
 def check_operation(dialect: Dialect, operation: str) -> None:
@@ -150,9 +169,12 @@ def arguments_of(call: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a pivot tool call as an object; no arguments are an empty one.
 
     Raises:
-        InvalidInput: they are no JSON object.
+        InvalidInput: the call has no function, or its arguments are no JSON object.
     """
-    text = (call.get("function") or {}).get("arguments")
+    function = call.get("function")
+    if not isinstance(function, dict):
+        raise InvalidInput("A tool call must have a 'function'.")
+    text = function.get("arguments")
     if not text:
         return {}
     if isinstance(text, dict):
