@@ -304,3 +304,30 @@ def sse(*events: Mapping[str, Any], **rest: Any) -> Reply:
     """A stream of server-sent events without names, as Gemini sends it."""
     pieces = [f"data: {json.dumps(one, ensure_ascii=False)}\r\n\r\n".encode() for one in events]
     return Reply(pieces, content_type="text/event-stream", **rest)
+
+
+# --- Anthropic and Azure
+
+
+def check_anthropic(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+    request = json.loads(body)
+    if handler.headers.get("x-api-key") != KEY:
+        raise _anthropic(401, "authentication_error", "invalid x-api-key")
+    if handler.path != "/v1/messages" or "anthropic-version" not in handler.headers:
+        raise _anthropic(404, "not_found_error", f"no such path: {handler.path}")
+    if not isinstance(request.get("max_tokens"), int) or not all(
+        message["role"] in ("user", "assistant") for message in request["messages"]
+    ):
+        raise _anthropic(400, "invalid_request_error", "max_tokens: Field required")
+
+
+def _anthropic(status: int, kind: str, message: str) -> Refused:
+    return Refused(status, {"type": "error", "error": {"type": kind, "message": message}})
+
+
+def check_azure(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+    json.loads(body)
+    if handler.headers.get("api-key") != KEY:
+        raise Refused(401, {"error": {"code": "401", "message": "Access denied due to invalid subscription key."}})
+    if handler.path != "/openai/deployments/chat-1/chat/completions?api-version=2024-10-21":
+        raise Refused(404, {"error": {"code": "404", "message": "Resource not found"}})

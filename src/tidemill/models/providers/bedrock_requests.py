@@ -16,8 +16,8 @@ from tidemill.models.providers.anthropic_answers import REASONING_FORMAT
 from tidemill.models.providers.dialect import Place, UnsupportedField
 from tidemill.models.providers.fields import FieldTable, check_keys, left_out
 from tidemill.models.providers.messages import CACHE_MARKS, Media, check_message, check_part, read_media
-from tidemill.models.providers.pivot import arguments_of, parts_of, read_list, read_messages
-from tidemill.models.providers.tools import read_tool_choice, read_tools
+from tidemill.models.providers.pivot import parts_of, read_list, read_messages
+from tidemill.models.providers.tools import read_calls, read_tool_choice, read_tools
 
 NAME: Final = "bedrock"
 
@@ -264,11 +264,8 @@ def _assistant(message: Mapping[str, Any], leave_out: frozenset[str]) -> Iterato
         yield {"text": str(message["refusal"])}
     if message.get("extra_content") and "messages.extra_content" not in leave_out:
         raise UnsupportedField("messages.extra_content", NAME, "another provider has signed it")
-    for call in read_list(message.get("tool_calls") or [], "messages.tool_calls"):
-        if not isinstance(call, dict) or call.get("type", "function") != "function":
-            raise UnsupportedField("messages.tool_calls", NAME, "only calls of functions are served")
-        name = str((call.get("function") or {}).get("name") or "")
-        yield {"toolUse": {"toolUseId": str(call.get("id") or ""), "name": name, "input": arguments_of(call)}}
+    for call in read_calls(message, NAME, leave_out):
+        yield {"toolUse": {"toolUseId": call.identity, "name": call.name, "input": call.arguments}}
 
 
 def _thoughts(message: Mapping[str, Any], leave_out: frozenset[str]) -> Iterator[dict[str, Any]]:

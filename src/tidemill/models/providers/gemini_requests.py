@@ -18,8 +18,8 @@ from tidemill.kernel import InvalidInput
 from tidemill.models.providers.dialect import Place, UnsupportedField
 from tidemill.models.providers.fields import FieldTable, check_keys, left_out
 from tidemill.models.providers.messages import Media, check_message, check_part, read_media
-from tidemill.models.providers.pivot import arguments_of, parts_of, read_list, read_messages, text_of
-from tidemill.models.providers.tools import read_tool_choice, read_tools
+from tidemill.models.providers.pivot import parts_of, read_list, read_messages, text_of
+from tidemill.models.providers.tools import read_calls, read_tool_choice, read_tools
 
 NAME: Final = "gemini"
 
@@ -227,8 +227,11 @@ def _extra_body(value: Any, body: dict[str, Any], _: _Target) -> None:
     google = value.get("google") if isinstance(value, dict) and set(value) == {"google"} else None
     if not isinstance(google, dict) or set(google) - {"thinking_config", "cached_content"}:
         raise UnsupportedField("extra_body", NAME, "only google.thinking_config and google.cached_content have a place")
-    if isinstance(google.get("thinking_config"), dict):
-        words = {_camel(name): setting for name, setting in google["thinking_config"].items()}
+    thinking = google.get("thinking_config")
+    if thinking is not None:
+        if not isinstance(thinking, dict):
+            raise InvalidInput("'extra_body.google.thinking_config' must be an object.")
+        words = {_camel(name): setting for name, setting in thinking.items()}
         body.setdefault("generationConfig", {}).setdefault("thinkingConfig", {}).update(words)
     if google.get("cached_content"):
         body["cachedContent"] = google["cached_content"]
@@ -327,18 +330,15 @@ def _model_parts(message: dict[str, Any], target: _Target, called: dict[str, str
     spoken = list(_parts(message.get("content"), target))
     if message.get("refusal"):
         spoken.append({"text": str(message["refusal"])})
-    signature = _signature(message)
+    signature = _signature(message.get("extra_content"))
     if signature:
         spoken = spoken or [{"text": ""}]
         spoken[-1]["thoughtSignature"] = signature
     yield from spoken
-    for number, call in enumerate(message.get("tool_calls") or ()):
-        if not isinstance(call, dict) or call.get("type", "function") != "function":
-            raise UnsupportedField("messages.tool_calls", NAME, "it calls functions only")
-        identity, name = str(call.get("id") or ""), str((call.get("function") or {}).get("name") or "")
-        called[identity] = name
-        part: dict[str, Any] = {"functionCall": {"id": identity, "name": name, "args": arguments_of(call)}}
-        signature = _signature(call)
+    for number, call in enumerate(read_calls(message, NAME, target.leave_out, extra=True)):
+        called[call.identity] = call.name
+        part: dict[str, Any] = {"functionCall": {"id": call.identity, "name": call.name, "args": call.arguments}}
+        signature = _signature(call.extra)
         if signature is None and number == 0 and target.generation >= 3:
             signature = _NO_SIGNATURE
         if signature:
@@ -346,8 +346,7 @@ def _model_parts(message: dict[str, Any], target: _Target, called: dict[str, str
         yield part
 
 
-def _signature(carrier: Mapping[str, Any]) -> str | None:
-    extra = carrier.get("extra_content")
+def _signature(extra: Any) -> str | None:
     google = extra.get("google") if isinstance(extra, dict) else None
     signature = google.get("thought_signature") if isinstance(google, dict) else None
     return signature if isinstance(signature, str) else None

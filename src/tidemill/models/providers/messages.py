@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from mimetypes import guess_type
 from typing import Any, Final
@@ -94,9 +94,12 @@ def read_media(part: Mapping[str, Any], provider: str) -> Media:
         UnsupportedField: another kind of part, or a file by its id.
         InvalidInput: a part of another shape.
     """
-    reader = _READERS.get(str(part["type"]))
-    if reader is None:
-        raise UnsupportedField(f"messages.content.{part['type']}", provider, "such a part has no place there")
+    kind = str(part["type"])
+    if kind not in _READERS:
+        raise UnsupportedField(f"messages.content.{kind}", provider, "such a part has no place there")
+    reader, known = _READERS[kind]
+    if isinstance(part.get(kind), dict):
+        check_keys(part[kind], known, f"messages.content.{kind}", provider)
     return reader(dict(part), provider)
 
 
@@ -131,4 +134,9 @@ def _file(part: dict[str, Any], provider: str) -> Media:
     return Media("file", "file", found.media_type, base64=found.base64, name=name)
 
 
-_READERS: Final = {"image_url": _image, "input_audio": _audio, "file": _file}
+#: type of a part -> how it is read, and the keys of its object
+_READERS: Final[Mapping[str, tuple[Callable[[dict[str, Any], str], Media], frozenset[str]]]] = {
+    "image_url": (_image, frozenset({"url", "detail"})),
+    "input_audio": (_audio, frozenset({"data", "format"})),
+    "file": (_file, frozenset({"filename", "file_data", "file_id"})),
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,10 +10,11 @@ from tidemill.kernel import InvalidInput
 from tidemill.models.providers.dialect import UnsupportedField
 from tidemill.models.providers.fields import check_keys
 from tidemill.models.providers.messages import CACHE_MARKS
-from tidemill.models.providers.pivot import read_list
+from tidemill.models.providers.pivot import arguments_of, read_list
 
 _MODES: Final = frozenset({"auto", "none", "required"})
 _TOOL_KEYS: Final = frozenset({"type", "function"})
+_CALL_KEYS: Final = frozenset({"type", "id", "function", "index"})
 _FUNCTION_KEYS: Final = frozenset({"name", "description", "parameters", "strict"})
 
 
@@ -47,6 +48,51 @@ class ToolChoice:
 
     mode: str
     names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """One earlier call in an assistant message.
+
+    Args:
+        identity: pairs it with its result.
+        name: the function's.
+        arguments: as an object.
+        extra: the call's ``extra_content``, what its provider wants back unchanged.
+    """
+
+    identity: str
+    name: str
+    arguments: dict[str, Any]
+    extra: Any
+
+
+def read_calls(
+    message: Mapping[str, Any], provider: str, leave_out: frozenset[str], *, extra: bool = False
+) -> list[FunctionCall]:
+    """The ``tool_calls`` of an assistant message.
+
+    Args:
+        message: the message.
+        provider: the dialect's name.
+        leave_out: paths of fields to pass over.
+        extra: whether the provider reads ``extra_content``.
+
+    Raises:
+        UnsupportedField: a call of something else than a function, or a field without a place.
+        InvalidInput: a call of another shape.
+    """
+    known = _CALL_KEYS | ({"extra_content"} if extra else frozenset())
+    calls = []
+    for call in read_list(message.get("tool_calls") or [], "messages.tool_calls"):
+        if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+            raise InvalidInput("Each of 'messages.tool_calls' must be an object with a 'function'.")
+        if call.get("type", "function") != "function":
+            raise UnsupportedField("messages.tool_calls", provider, "only calls of functions are served")
+        check_keys(call, known, "messages.tool_calls", provider, leave_out)
+        name = str(call["function"].get("name") or "")
+        calls.append(FunctionCall(str(call.get("id") or ""), name, arguments_of(call), call.get("extra_content")))
+    return calls
 
 
 def read_tools(value: Any, provider: str, leave_out: frozenset[str], *, marks: bool = False) -> list[FunctionTool]:
