@@ -7,7 +7,9 @@ Usage: load.py PORT BODY_FILE KEY closed CONCURRENCY SECONDS
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +24,9 @@ REQUEST = (
     f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{PORT}\r\nAuthorization: Bearer {KEY}\r\n"
     f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
 ).encode() + BODY
+#: Each request has another number in its text, so that a cache never hits.
+BEFORE, _, AFTER = REQUEST.partition(b"@@@@@@@@")
+NUMBERS = itertools.count(int.from_bytes(os.urandom(3), "big"))
 
 
 class Client(asyncio.Protocol):
@@ -38,7 +43,7 @@ class Client(asyncio.Protocol):
     def ask(self) -> asyncio.Future[bool]:
         self.reset()
         self.answer = asyncio.get_running_loop().create_future()
-        self.transport.write(REQUEST)
+        self.transport.write(b"%b%08d%b" % (BEFORE, next(NUMBERS), AFTER))
         return self.answer
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio gives it

@@ -1,4 +1,5 @@
 """An upstream as cheap as Python makes it: 50 events when the request asks for a stream, else one JSON answer.
+A request that says FAIL gets a 500.
 
 Usage: stream_upstream.py PORT
 """
@@ -57,6 +58,8 @@ def _event(place: int) -> bytes:
 
 EVENTS = [_event(place) for place in range(CHUNKS)]
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER)
+FAILED = b'{"error":{"message":"as was asked"}}'
+FAILURE = b"HTTP/1.1 500 X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(FAILED), FAILED)
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
@@ -75,7 +78,9 @@ class Upstream(asyncio.Protocol):
         if len(rest) < length:
             return
         self.buffer = b""
-        if b'"stream":true' in rest:
+        if b"FAIL" in rest:
+            self.transport.write(FAILURE)
+        elif b'"stream":true' in rest:
             self.send(0)
         else:
             self.transport.write(WHOLE)
