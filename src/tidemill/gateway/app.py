@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from math import ceil
 from time import monotonic, time_ns
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tidemill.gateway.answers import Refusal
+from tidemill.gateway.backing import ConversationDesk
+from tidemill.gateway.delivery import Client
 from tidemill.gateway.exchange import Exchange, Incoming
 from tidemill.gateway.front import Front, Request
-from tidemill.gateway.limits import Limits
 from tidemill.gateway.metrics import Metrics
-from tidemill.gateway.operations import OPERATIONS, TRANSLATED, Operation
+from tidemill.gateway.operations import OPERATIONS, RESPONSES, TRANSLATED, Operation
 from tidemill.gateway.pages import Pages
-from tidemill.gateway.payloads import Asked, read_request
+from tidemill.gateway.payloads import Asked, asked_by_form, read_request
 from tidemill.gateway.sessions import Session, SessionTable
 from tidemill.gateway.shadows import ShadowQueue
 from tidemill.gateway.snapshots import Junction, RoutingTable, SnapshotFile
@@ -25,7 +28,9 @@ from tidemill.gateway.upstream import UpstreamPool
 from tidemill.kernel import ApiKey, key_digest
 
 if TYPE_CHECKING:
+    from tidemill.gateway.conversations.summaries import SummaryMemory
     from tidemill.gateway.dialects import ClientDialect
+    from tidemill.gateway.dialects.responses import ResponsesDialect
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +38,21 @@ _LOOPBACK_NAMES: Final = frozenset((b"localhost", b"127.0.0.1", b"[::1]"))
 _HOSTS_MOST: Final = 256
 _BEARER: Final = b"bearer "
 _SHOUT_S: Final = 1.0
+
+
+class Spoken(NamedTuple):
+    """What a client speaks.
+
+    Args:
+        dialect: translates to the pivot; ``None`` where the client speaks it.
+        conversation: the same one, where it has steps of its own.
+    """
+
+    dialect: ClientDialect | None
+    conversation: ResponsesDialect | None
+
+
+PIVOT: Final = Spoken(None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,38 +75,40 @@ class Gateway:
     """The parts of one worker, and the handler of its connections.
 
     Args:
-        project: whose gateway.
-        snapshots: the routing snapshot's file.
+        snapshots: the routing snapshot's file, and what its tables share.
         journal: where records go.
         sessions: the session table.
-        pool: connections to upstreams.
         user_hash_key: key of the hash under which people appear in spans.
-        limits: sizes and times.
         metrics: counters.
+        conversations: what ``/v1/responses`` rests on.
         access: which browsers and host names are let in.
     """
 
     def __init__(
         self,
         *,
-        project: str,
         snapshots: SnapshotFile,
         journal: Journal,
         sessions: SessionTable,
         user_hash_key: bytes,
-        limits: Limits,
         metrics: Metrics,
+        conversations: ConversationDesk,
         access: Access,
     ) -> None:
-        self.project = project
+        shared = snapshots.shared
+        self.project = shared.project
         self.snapshots = snapshots
         self.journal = journal
         self.sessions = sessions
-        self.limits = limits
+        self.limits = shared.limits
         self.metrics = metrics
-        self.pool = UpstreamPool(limits)
+        self.admission = shared.admission
+        self.conversations = conversations
+        self.pool = UpstreamPool(shared.limits)
         self.ids = IdSource()
         self.shadows = ShadowQueue(self)
+        self._summaries: SummaryMemory | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._user_hash_key = user_hash_key
         self._loopback = access.loopback
         self._origins = frozenset(origin.encode() for origin in access.origins)
@@ -100,26 +122,34 @@ class Gateway:
 
     def handle(self, front: Front, request: Request) -> None:
         """Answer a request, or start the exchange that will."""
-        target = request.target
-        operation = OPERATIONS.get(target)
-        dialect: ClientDialect | None = None
+        operation = OPERATIONS.get(request.target)
+        spoken = PIVOT
         try:
             self._check_caller(request)
             if operation is None and request.method == b"POST":
-                path = target.partition(b"?")[0]
+                path = request.target.partition(b"?")[0]
                 operation = OPERATIONS.get(path)
-                if operation is None and path in TRANSLATED:
-                    from tidemill.gateway.dialects import client_dialect  # most workers never need one
-
-                    operation, dialect = TRANSLATED[path], client_dialect(path)
+                if path in TRANSLATED:
+                    operation = TRANSLATED[path]
+                    spoken = self._spoken(path, request)
             if operation is not None and request.method == b"POST":
-                self._call(front, request, operation, dialect)
+                self._call(front, request, operation, spoken)
             else:
                 self._pages.serve(front, request)
         except Refusal as refusal:
-            self.refuse(front, request, refusal, dialect)
+            self.refuse(front, request, refusal, spoken.dialect)
 
-    def refuse(self, front: Front, request: Request, refusal: Refusal, dialect: ClientDialect | None = None) -> None:
+    def _spoken(self, path: bytes, request: Request) -> Spoken:
+        """What the client of a path speaks. Most workers never load any of it."""
+        if path == RESPONSES:
+            _, key = self.admit(request)
+            conversation = self.conversations.dialect(key)
+            return Spoken(conversation, conversation)
+        from tidemill.gateway.dialects import client_dialect
+
+        return Spoken(client_dialect(path), None)
+
+    def refuse(self, front: Client, request: Request, refusal: Refusal, dialect: ClientDialect | None = None) -> None:
         """Answer with an error, in the client's dialect."""
         self.refused(refusal.status)
         body = refusal.body() if dialect is None else dialect.error(refusal.status, refusal.body())
@@ -127,6 +157,35 @@ class Gateway:
         if refusal.retry_after_s is not None:
             headers += b"retry-after: %d\r\n" % max(1, ceil(refusal.retry_after_s))
         front.answer(refusal.status, body, headers=headers)
+
+    def spawn(self, steps: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run steps that wait for something; the task is kept until it ends."""
+        task = asyncio.get_running_loop().create_task(steps)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a step of a request failed", exc_info=task.exception())
+
+    async def close(self) -> None:
+        """Give up what still waits for something, and close the stores."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.conversations.close()
+
+    @property
+    def summaries(self) -> SummaryMemory:
+        """The summaries that were made for requests too long for their model."""
+        if self._summaries is None:
+            from tidemill.gateway.conversations.summaries import SummaryMemory
+
+            self._summaries = SummaryMemory()
+        return self._summaries
 
     def untraced(self) -> None:
         """A request is served although it cannot be recorded: count it, and say so once a second."""
@@ -170,18 +229,23 @@ class Gateway:
 
     # -- calls of endpoints -----------------------------------------------------------------------------------
 
-    def _call(self, front: Front, request: Request, operation: Operation, dialect: ClientDialect | None = None) -> None:
+    def _call(self, front: Client, request: Request, operation: Operation, spoken: Spoken) -> None:
+        """Start the exchange of a request for an operation.
+
+        Raises:
+            Refusal: it may not be made, or cannot be read.
+        """
         table, key = self.admit(request)
-        now_s = time_ns() / 1e9
-        late = table.expired(now_s)
+        late = table.expired(time_ns() / 1e9)
         if late is not None:
             raise Refusal(503, late, "snapshot_expired")
         if key.operations and operation.name not in key.operations:
             allowed = ", ".join(key.operations)
             text = f"The API key '{key.name}' may not ask for '{operation.name}', only for: {allowed}."
             raise Refusal(403, text, "operation_not_allowed")
+        dialect, conversation = spoken
         body = request.body if dialect is None else dialect.request(request.body)
-        asked = read_request(body)
+        asked = asked_by_form(request) if operation.form else read_request(body)
         if key.endpoints and asked.model not in key.endpoints:
             allowed = ", ".join(f"'{name}'" for name in key.endpoints)
             text = f"The API key '{key.name}' may not call '{asked.model[:200]}', only: {allowed}."
@@ -194,7 +258,8 @@ class Gateway:
             known = ", ".join(f"'{name}'" for name in table.endpoints(key.tenant)) or "none yet"
             text = f"There is no model '{asked.model[:200]}'. The endpoints there are: {known}."
             raise Refusal(404, text, "model_not_found", param="model")
-        Exchange(self, front, Incoming(request, asked, body, key, junction, operation, dialect)).start()
+        incoming = Incoming(request, asked, body, key, junction, operation, dialect, conversation)
+        Exchange(self, front, incoming).start()
 
     def _renewed(self, table: RoutingTable) -> RoutingTable:
         """The newest table, for what ``table`` does not know may stand in a snapshot written a moment ago."""
@@ -243,7 +308,7 @@ class Gateway:
         return table, key
 
     def session_of(
-        self, front: Front, request: Request, asked: Asked, key: ApiKey, junction: Junction, now_ns: int
+        self, front: Client, request: Request, asked: Asked, key: ApiKey, junction: Junction, now_ns: int
     ) -> Session:
         """The caller's session: by header, else by ``user``, else by key and client address."""
         if request.session is not None:

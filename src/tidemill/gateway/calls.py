@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tidemill.gateway.front import Request
 from tidemill.gateway.operations import Operation
-from tidemill.gateway.payloads import rewritten
+from tidemill.gateway.payloads import rewritten, rewritten_form
 from tidemill.gateway.snapshots import Lane
 from tidemill.gateway.tracing import Identity
 from tidemill.models.providers import UnsupportedOperation
@@ -58,7 +58,10 @@ def message(lane: Lane, call: Outgoing, body: bytes, *, left_ms: int, now_s: flo
         return _translated(lane, call, body, time() if now_s is None else now_s)
     operation, request, identity, session_id, rollout_header = call
     if lane.target.model is not None:
-        body = rewritten(body, model=lane.target.model)
+        if operation.form:
+            body = rewritten_form(request, body, lane.target.model)
+        else:
+            body = rewritten(body, model=lane.target.model)
     ids = (
         f"traceparent: 00-{identity.trace_id}-{identity.span_id}-{identity.flags}\r\nx-tidemill-session: {session_id}"
         f"\r\nx-tidemill-deadline-ms: {left_ms}\r\ncontent-length: {len(body)}\r\ncontent-type: "
@@ -85,6 +88,8 @@ def _translated(lane: Lane, call: Outgoing, body: bytes, now_s: float) -> Messag
     provider = lane.dialect.request(name, body, lane.place, lane.credentials, now_s=now_s)
     lines = [f"POST {provider.path} HTTP/1.1", f"host: {lane.host}"]
     lines += [f"{header}: {value}" for header, value in provider.headers]
+    if not any(header == "content-type" for header, _ in provider.headers):  # a form keeps its boundary
+        lines.append(f"content-type: {(call.request.content_type or b'application/json').decode('latin-1')}")
     lines += [
         f"traceparent: 00-{identity.trace_id}-{identity.span_id}-{identity.flags}",
         f"content-length: {len(provider.body)}",

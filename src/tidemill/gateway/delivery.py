@@ -6,14 +6,52 @@ The finished record is written before the client's last byte. For a stream the l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tidemill.gateway.answers import status_line
 from tidemill.gateway.streams import DONE, DONE_WITHIN, without_usage
 
 if TYPE_CHECKING:
-    from tidemill.gateway.front import Front
+    from tidemill.gateway.front import Call
     from tidemill.models.providers import StreamTranslator
+
+
+class Client(Protocol):
+    """Where an answer goes: a connection, or what stands for one."""
+
+    client_address: str
+
+    @property
+    def stays(self) -> bool:
+        """Whether the connection goes on after the present answer."""
+        ...
+
+    @property
+    def slow(self) -> bool:
+        """Whether the client is behind with reading."""
+        ...
+
+    def attend(self, call: Call) -> None:
+        """Name who answers, and is told when the client leaves."""
+        ...
+
+    def answer(
+        self, status: int, body: bytes, *, headers: bytes = b"", content_type: bytes = b"application/json"
+    ) -> None:
+        """Write a whole answer."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of an answer."""
+        ...
+
+    def finished(self, *, stays: bool) -> None:
+        """The answer is complete; ``stays`` is what its head announced."""
+        ...
+
+    def cut(self) -> None:
+        """End the connection at once."""
+        ...
 
 
 def head_of(status: int, content_type: bytes, framing: bytes, lines: bytes, *, stays: bool) -> bytes:
@@ -53,12 +91,13 @@ class Passing:
     """
 
     __slots__ = (
-        "_chunked", "_ended", "_front", "_head", "_held", "_over", "_recorded", "_sse", "_strip_usage", "_translator",
+        "_chunked", "_done", "_ended", "_front", "_head", "_held", "_over", "_recorded", "_sse", "_strip_usage",
+        "_translator",
     )  # fmt: skip
 
     def __init__(
         self,
-        front: Front,
+        front: Client,
         head: bytes,
         *,
         sse: bool,
@@ -73,20 +112,34 @@ class Passing:
         self._strip_usage = strip_usage
         self._translator = translator
         self._held = b""  # waits for the record
-        self._recorded = self._ended = self._over = False
+        self._done = self._recorded = self._ended = self._over = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything has left."""
+        return not self._head
 
     def events(self, data: bytes) -> bool:
         """Pass whole events on. Returns whether they hold the end, which then waits for ``recorded``."""
-        if self._held or self._recorded:
-            self._held += data
-            return False
+        if self._done:
+            return False  # nothing counts after the end
+        data_out = self._translated(data)
         if DONE in data[DONE_WITHIN:]:
-            self._held = data
+            self._done = True
+            self._held = data_out
             return True
-        data = self._translated(data)
-        if data or self._head:
-            self._write(chunk(data) if self._chunked else data)
+        if data_out or self._head:
+            self._write(chunk(data_out) if self._chunked else data_out)
         return False
+
+    def finish(self) -> bytes:
+        """What the client's dialect has to say at the end; it waits for the record: see ``add``."""
+        self._done = True
+        return b"" if self._translator is None else self._translator.finish()
+
+    def add(self, data: bytes) -> None:
+        """Hold further bytes until the record is written."""
+        self._held += data
 
     def piece(self, data: bytes) -> None:
         """Pass bytes on, one piece late, so that the last one waits for the record."""
@@ -94,32 +147,31 @@ class Passing:
         if held:
             self._write(chunk(held) if self._chunked else held)
 
-    def ended(self) -> None:
-        """The upstream has nothing more."""
-        self._ended = True
-        if self._recorded:
-            self._release()
-
     def recorded(self) -> None:
         """The record is in the segment: what was held back may leave."""
         self._recorded = True
-        self._release()
+        data, self._held = self._held, b""
+        if self._ended:
+            self._end(data)
+        elif data or self._head:
+            self._write(chunk(data) if self._chunked else data)
 
-    def _release(self) -> None:
+    def ended(self) -> bool:
+        """The upstream has nothing more. Returns whether the answer is complete, which it is not before its record."""
+        self._ended = True
+        if self._recorded:
+            self._end(b"")
+        return self._recorded
+
+    def _end(self, data: bytes) -> None:
         if self._over:
             return
-        data, self._held = self._held, b""
-        if self._sse:
-            data = self._translated(data) if data else data
-            if self._ended and self._translator is not None:
-                data += self._translator.finish()
+        self._over = True
         if self._chunked:
-            data = chunk(data) + b"0\r\n\r\n" if self._ended else chunk(data)
+            data = chunk(data) + b"0\r\n\r\n"
         if data or self._head:
             self._write(data)
-        if self._ended:
-            self._over = True
-            self._front.finished(stays=self._front.stays)
+        self._front.finished(stays=self._front.stays)
 
     def broken_off(self, error: bytes) -> None:
         """End an answer whose beginning was sent, so that nobody takes it for a whole one.

@@ -37,5 +37,8 @@ OPERATIONS: Final = {
 }
 """By path; each takes POST. All of them may be asked again after a failure: none changes anything upstream."""
 
-TRANSLATED: Final = {b"/v1/messages": CHAT, b"/v1/responses": CHAT}
+RESPONSES: Final = b"/v1/responses"
+"""OpenAI's newer API, with a memory."""
+
+TRANSLATED: Final = {b"/v1/messages": CHAT, RESPONSES: CHAT}
 """Paths whose clients speak a dialect of their own, and the operation it is translated to."""

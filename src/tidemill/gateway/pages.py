@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from time import time_ns
@@ -38,6 +39,7 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True):
     correction: str | None = None
 
 
+_KEPT_PAGES: Final = (b"/v1/responses/", b"/v1/conversations")
 _feedback: Final = msgspec.json.Decoder(Feedback)
 
 
@@ -65,13 +67,18 @@ class Pages:
         """
         path = request.target.partition(b"?")[0]
         if request.method == b"OPTIONS" and request.origin is not None:
-            allow = b"access-control-allow-methods: GET, POST\r\naccess-control-allow-headers: *, authorization\r\n"
+            allow = (
+                b"access-control-allow-methods: GET, POST, DELETE\r\naccess-control-allow-headers: *, authorization\r\n"
+            )
             front.answer(200, b"", headers=self._gateway.origin_header(request) + allow)
             return
         if path in OPERATIONS or path in TRANSLATED:
             raise Refusal(405, f"{path.decode()} takes POST.", "method_not_allowed")
         if path.startswith(b"/v1/models/") and request.method == b"GET":
             self._model(front, request, path[11:])
+            return
+        if path.startswith(_KEPT_PAGES):
+            self._kept(front, request)
             return
         entry = self._by_path.get(path)
         if entry is None:
@@ -81,6 +88,25 @@ class Pages:
         if request.method != method:
             raise Refusal(405, f"{path.decode()} takes {method.decode()}.", "method_not_allowed")
         page(front, request)
+
+    def _kept(self, front: Front, request: Request) -> None:
+        """A page of kept responses or conversations, which takes time."""
+        gateway = self._gateway
+        _, key = gateway.admit(request)
+        reader = _Reader()
+
+        async def answer() -> None:
+            try:
+                body = await gateway.conversations.page(request, key)
+            except Refusal as refusal:
+                if not reader.left:
+                    gateway.refuse(front, request, refusal)
+                return
+            if not reader.left:
+                front.answer(200, body, headers=gateway.origin_header(request))
+
+        front.attend(reader)
+        reader.task = gateway.spawn(answer())
 
     def _models(self, front: Front, request: Request) -> None:
         table, key = self._gateway.admit(request)
@@ -134,6 +160,26 @@ class Pages:
         table = self._gateway.snapshots.table
         body = self._gateway.metrics.render(epoch=table.snapshot.epoch if table is not None else 0)
         front.answer(200, body, content_type=b"text/plain; version=0.0.4; charset=utf-8")
+
+
+class _Reader:
+    """A client that waits for a page."""
+
+    def __init__(self) -> None:
+        self.left = False
+        self.task: asyncio.Task[None] | None = None
+
+    def client_left(self) -> None:
+        """Nobody waits any more."""
+        self.left = True
+        if self.task is not None:
+            self.task.cancel()
+
+    def client_slow(self) -> None:
+        """A page is written at once."""
+
+    def client_ready(self) -> None:
+        """A page is written at once."""
 
 
 def _model_entry(table: RoutingTable, name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from tidemill.gateway.answers import Refusal
+from tidemill.gateway.reading import Request
 from tidemill.gateway.usage import UsageObject
 from tidemill.telemetry.records import Reference
 
@@ -30,6 +31,7 @@ class Asked(msgspec.Struct, gc=False):
     stream: bool | None = None
     user: str | None = None
     n: int | None = None
+    temperature: float | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stream_options: AskedOptions | None = None
@@ -123,6 +125,29 @@ def read_request(body: bytes) -> Asked:
             text = "The request names no model. Set 'model' to one of the endpoints that GET /v1/models lists."
             raise Refusal(400, text, "missing_model", param="model") from None
         raise Refusal(400, f"The request body cannot be read: {error}.", "invalid_json") from None
+
+
+def asked_by_form(request: Request) -> Asked:
+    """Read the fields of a form that the gateway needs; its files stay unread.
+
+    Raises:
+        Refusal: 400 or 415: no form, a malformed one, or no model.
+    """
+    from tidemill.gateway.uploads import read_form
+
+    form = read_form(request.content_type, request.body)
+    model = form.text("model")
+    if model is None:
+        text = "The form names no model. Set 'model' to one of the endpoints that GET /v1/models lists."
+        raise Refusal(400, text, "missing_model", param="model")
+    return Asked(model, (form.text("stream") or "").strip().lower() == "true")
+
+
+def rewritten_form(request: Request, body: bytes, model: str) -> bytes:
+    """A form with another model; all other bytes stay."""
+    from tidemill.gateway.uploads import read_form
+
+    return read_form(request.content_type, body).with_text("model", model)
 
 
 def rewritten(body: bytes, *, model: str | None = None, drop_stream: bool = False) -> bytes:

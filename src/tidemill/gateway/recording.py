@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import asyncio
+from time import time_ns
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tidemill.gateway.payloads import Heard, hear_stream
-from tidemill.gateway.usage import Usage, cost_usd, counted_usage, usage_of
-from tidemill.telemetry.records import AttributeValue, Span, Status
+from tidemill.gateway.failures import Cause, Failed
+from tidemill.gateway.payloads import Asked, Heard, hear_stream
+from tidemill.gateway.pursuit import Lost, Pursuit
+from tidemill.gateway.usage import NO_USAGE, Usage, cost_usd, count_images, counted_usage, usage_of
+from tidemill.telemetry.records import AttributeValue, Content, Intent, Span, Status
+from tidemill.telemetry.store import ENTRY_ATTRIBUTE
 
 if TYPE_CHECKING:
-    from tidemill.gateway.attempts import Attempt
-    from tidemill.gateway.failures import Failed
+    from tidemill.gateway.admission import Ticket
+    from tidemill.gateway.cache import CacheKey
+    from tidemill.gateway.dialects.responses import ResponsesDialect
+    from tidemill.gateway.guarding import Guarding
     from tidemill.gateway.operations import Operation
-    from tidemill.gateway.payloads import Asked
     from tidemill.gateway.snapshots import Lane
+    from tidemill.gateway.tracing import Continuation
+    from tidemill.kernel import ApiKey
 
-_TAIL_BYTES: Final = 16 * 1024
 ATTEMPT: Final = "attempt"
 """The operation of spans that stand for one attempt of a request, so that nobody counts them as requests."""
+
+_TAIL_BYTES: Final = 16 * 1024
+_MAYBE_CHARGED: Final = frozenset((Cause.LOST, Cause.TIMEOUT, Cause.MALFORMED, Cause.EVENT, Cause.DEADLINE))
 
 
 class Capture:
@@ -63,10 +73,27 @@ class Capture:
         return heard
 
 
+class Bill(NamedTuple):
+    """What a request used.
+
+    Args:
+        usage: of the attempt that decided; ``None`` where nothing was used, or it is not counted in tokens.
+        cost_usd: of all attempts.
+        tokens: input and output of all attempts.
+        lost: the usage of each attempt that came to nothing, in order.
+    """
+
+    usage: Usage | None
+    cost_usd: float | None
+    tokens: int
+    lost: tuple[Usage | None, ...]
+
+
 def usage_heard(operation: Operation, asked: Asked, heard: Heard, *, images: int = 0) -> Usage | None:
     """The usage of a call that was answered, at least in part; ``None`` where it is not in tokens and none was told."""
-    if heard.usage is not None and (heard.usage.prompt_tokens is not None or heard.usage.completion_tokens is not None):
-        return usage_of(heard.usage, images=images)
+    told = heard.usage
+    if told is not None and (told.prompt_tokens is not None or told.completion_tokens is not None):
+        return usage_of(told, images=images)
     if not operation.counted:
         return None
     return counted_usage(asked.input_text(), heard.text, images=images)
@@ -77,50 +104,219 @@ def priced(usage: Usage | None, lane: Lane) -> float | None:
     return None if usage is None else cost_usd(usage, lane.target.prices)
 
 
-def attempt_span(
-    parent: Span,
-    attempt: Attempt,
-    span_id: str,
-    *,
-    failed: Failed | None,
-    usage: Usage | None,
-    ended_ns: int,
-) -> Span:
-    """The span of an attempt beside the one that answered.
+class Recording(Pursuit):
+    """A request with its records."""
 
-    Args:
-        parent: ids and names of the request.
-        attempt: it.
-        span_id: of the new span.
-        failed: why it came to nothing; ``None`` means that it was given up.
-        usage: what it may have cost, counted here.
-        ended_ns: when it ended.
-    """
-    lane = attempt.lane
-    status: Status = "cancelled" if failed is None else "error"
-    attributes: dict[str, AttributeValue] = {"tidemill.target": lane.name}
-    if usage is not None:
-        attributes.update(usage.attributes())
-    return Span(
-        trace_id=parent.trace_id,
-        span_id=span_id,
-        parent_span_id=parent.span_id,
-        project=parent.project,
-        tenant=parent.tenant,
-        name=f"{parent.operation} {lane.name}",
-        operation=ATTEMPT,
-        started_at_ns=attempt.started_ns,
-        ended_at_ns=ended_ns,
-        status=status,
-        error_type="hedge_lost" if failed is None else failed.error_type,
-        http_status=attempt.status or None,
-        endpoint=parent.endpoint,
-        release=lane.release.release,
-        provider=lane.provider,
-        request_model=lane.target.model or parent.request_model,
-        input_tokens=usage.input_tokens if usage is not None else None,
-        output_tokens=usage.output_tokens if usage is not None else None,
-        cost_usd=priced(usage, lane),
-        stream=attempt.sse,
-        attributes=attributes,
-    )
+    ticket: Ticket | None = None
+    guarding: Guarding | None = None
+    cache_key: CacheKey | None = None
+    _alarm: asyncio.TimerHandle | None = None
+    _capture: Capture | None = None
+    _usage: Usage | None = None
+    _status = 0
+    _first_ns = 0
+    _recorded = False  # the finished record is on its way
+
+    _key: ApiKey
+    _started_ns: int
+    _user_key: str | None
+    _conversation: ResponsesDialect | None
+
+    def _close(self) -> None:
+        """Stop all timers and guardrails, and leave the set of live requests."""
+        self._gateway.live.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self.guarding is not None:
+            self.guarding.stop()
+
+    def _intent(self) -> Intent:
+        identity, session = self._identity, self._session
+        return Intent(
+            trace_id=identity.trace_id,
+            span_id=identity.span_id,
+            parent_span_id=identity.parent_span_id,
+            started_at_ns=self._started_ns,
+            name=f"{self.operation.name} {self._asked.model}",
+            operation=self.operation.name,
+            endpoint=self._junction.route.endpoint,
+            release=self._lane.release.release,
+            assigned_release=session.release,
+            arm=self._lane.arm,
+            session_id=session.session_id,
+            user_key=self._user_key,
+            request_model=self._asked.model,
+            stream=self.streamed,
+            rollout=self._junction.route.rollout if session.in_rollout else None,
+            attributes=dict(self.ticket.attributes) if self.ticket is not None else {},
+        )
+
+    def _record(
+        self,
+        status: Status,
+        error_type: str | None,
+        then: Continuation,
+        heard: Heard | None = None,
+        *,
+        failed: Failed | None = None,
+        content: Content | None = None,
+        from_cache: bool = False,
+    ) -> None:
+        """Write the finished record, count the request, and go on with ``then``.
+
+        Args:
+            status: how it ended.
+            error_type: why, if it did not end well.
+            then: called when the record is in the segment.
+            heard: what the client got; ``None`` takes what was captured.
+            failed: the failure that ended it.
+            content: instead of what was asked and heard.
+            from_cache: whether nobody was asked.
+        """
+        self._recorded = True
+        self._close()
+        gateway, ended_ns = self._gateway, time_ns()
+        if heard is None:
+            sse = self._attempt is not None and self._attempt.sse
+            heard = self._capture.hear_events() if self._capture is not None and sse else Heard()
+        bill = Bill(NO_USAGE, 0.0, 0, ()) if from_cache else self._bill(heard, status, failed)
+        self._usage = bill.usage
+        if self.ticket is not None:
+            troubled = self._status >= 500 or self._status == 429 or status == "truncated"
+            self.ticket.settle(tokens=bill.tokens, cost_usd=bill.cost_usd or 0.0, ok=not troubled)
+        span = self._span(status, error_type, heard, ended_ns, bill)
+        tenant = span.tenant
+        for lost, usage in zip(self._lost, bill.lost, strict=True):
+            gateway.journal.add(tenant, (self._lost_span(span, lost, usage), None), nothing)
+        gateway.journal.add(tenant, (span, content or Content(self._asked.input_text(), heard.text)), then)
+        gateway.metrics.in_flight -= 1
+        duration_s = (ended_ns - self._started_ns) / 1e9
+        gateway.metrics.request(self._junction.route.endpoint, self._lane.arm, self._status, status, duration_s)
+        if self._junction.shadow is not None and status == "ok" and not from_cache:
+            gateway.shadows.offer(self._junction, self.operation, self._request, self._body, span)
+
+    def _bill(self, heard: Heard, status: Status, failed: Failed | None) -> Bill:
+        """Count what was used, be it only begun: what an upstream may charge is charged."""
+        attempt, lane = self._attempt, self._lane
+        usage = None
+        if attempt is not None and (
+            status == "ok"
+            or heard.usage is not None
+            or self._settled
+            or (attempt.asked and (failed is None or failed.cause in _MAYBE_CHARGED))
+        ):
+            images = count_images(self._asked.messages) if lane.target.prices.image_usd else 0
+            usage = usage_heard(self.operation, self._asked, heard, images=images)
+        cost = priced(usage, lane)
+        tokens = usage.input_tokens + usage.output_tokens if usage is not None else 0
+        if not self._lost:
+            return Bill(usage, cost, tokens, ())
+        found = tuple(self._lost_usage(lost) for lost in self._lost)
+        for lost, used in zip(self._lost, found, strict=True):
+            if used is not None:
+                cost = (cost or 0.0) + cost_usd(used, lost.attempt.lane.target.prices)
+                tokens += used.input_tokens + used.output_tokens
+        return Bill(usage, cost, tokens, found)
+
+    def _lost_usage(self, lost: Lost) -> Usage | None:
+        attempt, failed = lost.attempt, lost.failed
+        if (
+            not self.operation.counted
+            or not attempt.asked
+            or (failed is not None and failed.cause not in _MAYBE_CHARGED)
+        ):
+            return None
+        said = hear_stream(b"".join(attempt.held)).text if attempt.sse else ""
+        return counted_usage(self._asked.input_text(), said)
+
+    def _noted(self, usage: Usage | None) -> dict[str, AttributeValue]:
+        """The span's attributes."""
+        attributes = self._attributes
+        if self._identity.parent_span_id is not None:
+            attributes[ENTRY_ATTRIBUTE] = True
+        if usage is not None:
+            attributes.update(usage.attributes())
+        if self._made > 1:
+            attributes["tidemill.attempts"] = self._made
+        if self._branch.only is None:
+            attributes["tidemill.target"] = self._lane.name
+        if self.ticket is not None:
+            attributes.update(self.ticket.attributes)
+        if self.guarding is not None:
+            attributes.update(self.guarding.watch.attributes)
+        if self._conversation is not None and self._conversation.kept is not None:
+            attributes["tidemill.kept"] = self._conversation.kept
+        return attributes
+
+    def _span(self, status: Status, error_type: str | None, heard: Heard, ended_ns: int, bill: Bill) -> Span:
+        identity, session, lane, usage = self._identity, self._session, self._lane, bill.usage
+        sse = self._first_ns != 0 and self._attempt is not None and self._attempt.sse
+        return Span(  # by place: see Span
+            identity.trace_id,
+            identity.span_id,
+            self._gateway.project,
+            self._key.tenant,
+            f"{self.operation.name} {self._asked.model}",
+            self.operation.name,
+            self._started_ns,
+            ended_ns,
+            identity.parent_span_id,
+            status,
+            error_type,
+            self._status or None,  # http_status
+            self._junction.route.endpoint,
+            lane.release.release,
+            session.release,  # assigned_release
+            lane.arm,
+            session.session_id,
+            self._user_key,
+            lane.provider,
+            self._asked.model,  # request_model
+            heard.model,  # response_model
+            usage.input_tokens if usage is not None else None,
+            usage.output_tokens if usage is not None else None,
+            bill.cost_usd,
+            (self._first_ns - self._started_ns) / 1e9 if sse else None,
+            heard.finish_reasons,
+            sse,  # stream
+            self._junction.route.rollout if session.in_rollout else None,
+            self._noted(usage),
+            (*heard.references, lane.reference),
+        )
+
+    def _lost_span(self, parent: Span, lost: Lost, usage: Usage | None) -> Span:
+        """The span of an attempt beside the one that decided."""
+        attempt, failed = lost.attempt, lost.failed
+        lane = attempt.lane
+        attributes: dict[str, AttributeValue] = {"tidemill.target": lane.name}
+        if usage is not None:
+            attributes.update(usage.attributes())
+        return Span(
+            trace_id=parent.trace_id,
+            span_id=self._gateway.ids.span_id(),
+            parent_span_id=parent.span_id,
+            project=parent.project,
+            tenant=parent.tenant,
+            name=f"{parent.operation} {lane.name}",
+            operation=ATTEMPT,
+            started_at_ns=attempt.started_ns,
+            ended_at_ns=lost.ended_ns,
+            status="cancelled" if failed is None else "error",
+            error_type="hedge_lost" if failed is None else failed.error_type,
+            http_status=attempt.status or None,
+            endpoint=parent.endpoint,
+            release=lane.release.release,
+            provider=lane.provider,
+            request_model=lane.target.model or parent.request_model,
+            input_tokens=usage.input_tokens if usage is not None else None,
+            output_tokens=usage.output_tokens if usage is not None else None,
+            cost_usd=priced(usage, lane),
+            stream=attempt.sse,
+            attributes=attributes,
+        )
+
+
+def nothing(_written: bool) -> None:
+    """What waits for a record that nobody waits for."""

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from random import Random
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from tidemill.gateway.admission import Admission
 from tidemill.gateway.limits import Limits
 from tidemill.gateway.operations import OPERATIONS
 from tidemill.gateway.routing import Chooser, HealthBook, Hedger, RetryBudget, RetryParts
 from tidemill.gateway.tls import Trust
 from tidemill.gateway.upstream import Address, Waits
 from tidemill.kernel import ApiKey, InvalidInput, ReleaseRoute, Route, RoutingSnapshot, Target, UserError
+from tidemill.kernel.routing_policy import CacheMode, Overflow, Prices
 from tidemill.models.providers import PASS_THROUGH, Credentials, Dialect, Place, dialect
 from tidemill.telemetry.records import Reference
+
+if TYPE_CHECKING:
+    from tidemill.gateway.admission.limits import Limiter
+    from tidemill.gateway.cache import AnswerCache, AnswerStore
+    from tidemill.gateway.guardrails import Guardrails, Plan
 
 _log = logging.getLogger(__name__)
 
 _ADMITTED_MOST: Final = 4096
-_NOT_COUNTED: Final = "stream_usage"
+_STREAM_USAGE: Final = "stream_usage"
+_OPENAIS: Final = frozenset((PASS_THROUGH, "azure"))
+_REASONING: Final = re.compile(r"(o\d|gpt-[5-9])")  # OpenAI's models that refuse ``max_tokens``
 
 SecretResolver = Callable[[str], str]
 """Turns a secret reference (``env:NAME``, ``file:…``) into the secret."""
@@ -34,36 +45,40 @@ class Lane:
         route: whose target.
         release: the release.
         target: one of its upstreams.
-        services: what lanes share in a worker.
+        shared: what lanes share in a worker.
 
     Raises:
         UserError: the URL, the dialect or a secret reference cannot be used.
     """
 
     __slots__ = (
-        "address", "answer_header", "arm", "asks_usage", "call_lines", "credentials", "dialect", "health", "host",
-        "name", "place", "provider", "reference", "release", "target",
+        "address", "answer_header", "arm", "asks_usage", "bound_field", "call_lines", "credentials", "dialect",
+        "health", "host", "name", "place", "provider", "reference", "release", "target",
     )  # fmt: skip
 
-    def __init__(self, route: Route, release: ReleaseRoute, target: Target, services: Services) -> None:
+    def __init__(self, route: Route, release: ReleaseRoute, target: Target, shared: Shared) -> None:
         self.release = release
         self.target = target
         self.name = target.name or target.model or target.url
         self.address = Address.parse(target.url, _trust(target))
         self.host = self.address.host_header
-        self.health = services.health.of(route, target)
+        self.health = shared.health.of(route, target)
         self.arm = release.arm.value
         self.answer_header = f"x-tidemill-release: {release.release}\r\n".encode()
         self.reference = Reference("artifact", release.release, "release")
-        secret = _secret(target.api_key_ref, services) if target.api_key_ref is not None else None
+        secret = _secret(target.api_key_ref, shared) if target.api_key_ref is not None else None
         self.dialect: Dialect | None = None
         self.provider = "openai_compatible"
-        self.asks_usage = target.options.get(_NOT_COUNTED) != "off"
+        # A dialect tells usage anyway, on the chunk with the finish reason.
+        self.asks_usage = target.dialect == PASS_THROUGH and target.options.get(_STREAM_USAGE) != "off"
+        self.bound_field = b"max_tokens"
+        if target.dialect in _OPENAIS and _REASONING.match(target.model or route.endpoint):
+            self.bound_field = b"max_completion_tokens"
         if target.dialect != PASS_THROUGH:
             self.dialect = dialect(target.dialect)
             self.provider = target.dialect
         self.credentials = Credentials(
-            secret, {name: _secret(reference, services) for name, reference in target.secret_refs.items()}
+            secret, {name: _secret(reference, shared) for name, reference in target.secret_refs.items()}
         )
         self.place = Place(self.address.base_path, self.host, target.model or route.endpoint, target.options)
         lines = [f"host: {self.host}", f"x-tidemill-arm: {self.arm}"]
@@ -86,7 +101,7 @@ class Branch:
     Args:
         route: the route.
         release: one of its releases.
-        services: what lanes share in a worker.
+        shared: what lanes share in a worker.
 
     Attributes:
         only: the lane of a release with one target without a cap, which needs no choice.
@@ -94,32 +109,52 @@ class Branch:
 
     __slots__ = ("arm", "chooser", "lanes", "only", "parts", "release")
 
-    def __init__(self, route: Route, release: ReleaseRoute, services: Services) -> None:
+    def __init__(self, route: Route, release: ReleaseRoute, shared: Shared) -> None:
         self.release = release
         self.arm = release.arm
-        self.lanes = tuple(Lane(route, release, target, services) for target in release.targets)
-        self.chooser = Chooser(release.targets, [lane.health for lane in self.lanes], release.choice, services.rng)
-        budget = services.budget(route)
-        self.parts = RetryParts(route.policy.retries, self.chooser, budget, services.rng)
+        self.lanes = tuple(Lane(route, release, target, shared) for target in release.targets)
+        self.chooser = Chooser(release.targets, [lane.health for lane in self.lanes], release.choice, shared.rng)
+        budget = shared.budget(route)
+        self.parts = RetryParts(route.policy.retries, self.chooser, budget, shared.rng)
         alone = len(self.lanes) == 1 and release.targets[0].max_in_flight is None
         self.only = self.lanes[0] if alone else None
 
 
-class Services:
+class Shared:
     """What lanes and junctions of all snapshots of a worker share.
 
     Args:
+        project: whose gateway.
         resolve_secret: for the keys of upstreams.
         limits: sizes and times.
+        limiter: rate limits and budgets.
+        cache_bytes: memory for kept answers.
+
+    Attributes:
+        admission: who is let in.
+        health: what is known of targets.
     """
 
-    def __init__(self, resolve_secret: SecretResolver, limits: Limits) -> None:
+    def __init__(
+        self,
+        project: str,
+        resolve_secret: SecretResolver,
+        limits: Limits,
+        limiter: Limiter | None = None,
+        cache_bytes: int = 64 << 20,
+    ) -> None:
+        self.project = project
         self.resolve_secret = resolve_secret
         self.limits = limits
+        self.limiter = limiter
+        self.admission = Admission(monotonic, limiter)
+        self._cache_bytes = cache_bytes
         self.rng = Random()  # noqa: S311 - it spreads load, and keeps no secret
         self.health = HealthBook(self.rng)
         self._budgets: dict[tuple[str, str], RetryBudget] = {}
         self._hedgers: dict[tuple[str, str], Hedger] = {}
+        self._answers: AnswerStore | None = None
+        self._guardrails: Guardrails | None = None
 
     def budget(self, route: Route) -> RetryBudget:
         """The retry budget of an endpoint; it outlives snapshots."""
@@ -142,42 +177,106 @@ class Services:
         hedger.follow(policy)
         return hedger
 
-    def forget_others(self, snapshot: RoutingSnapshot) -> None:
-        """Forget the endpoints and targets that a snapshot no longer has."""
+    def plan(self, route: Route) -> Plan | None:
+        """The guardrails of a route; ``None`` without."""
+        if not route.policy.guardrails:
+            return None
+        if self._guardrails is None:
+            from tidemill.gateway.guardrails import Guardrails
+
+            self._guardrails = Guardrails()
+        return self._guardrails.plan(route.policy.guardrails)
+
+    def cache(self, route: Route, plan: Plan | None) -> AnswerCache | None:
+        """The kept answers of a route; ``None`` where none are kept."""
+        if route.policy.cache.mode is CacheMode.OFF:
+            return None
+        from tidemill.gateway.cache import AnswerCache, AnswerStore
+
+        if self._answers is None:
+            self._answers = AnswerStore(max_bytes=self._cache_bytes)
+        digest = plan.digest if plan is not None else ""
+        return AnswerCache(route, project=self.project, guardrails=digest, store=self._answers)
+
+    def sweep(self, now: float) -> None:
+        """Forget answers whose time is over. ``now`` is in seconds since 1970."""
+        if self._answers is not None:
+            self._answers.sweep(now)
+
+    def follow(self, table: RoutingTable) -> None:
+        """A new table is taken over: forget what it no longer has, and let admission follow."""
+        snapshot = table.snapshot
         named = {(route.tenant, route.endpoint) for route in snapshot.routes}
         self._budgets = {place: budget for place, budget in self._budgets.items() if place in named}
         self._hedgers = {place: hedger for place, hedger in self._hedgers.items() if place in named}
         self.health.forget_others(snapshot)
+        self.admission.follow(snapshot)
+        for junction in table.junctions.values():
+            junction.admitted = self.admission.applies(junction.route)
+            junction.prepares = junction.prepares or junction.admitted
 
 
 class Junction:
     """A route with its branches by release, and what its policy asks for.
 
     What a policy leaves off is ``None`` here, so that a request passes it by for the price of one comparison.
+
+    Attributes:
+        prepares: whether any step stands between a request and its intent.
+        admitted: whether admission must be asked.
+        context_tokens: the smallest window of its targets, if it must be kept; else ``None``.
+        dearest: the highest prices of its targets, for reserves.
+        total_s: what a request may take altogether.
     """
 
     __slots__ = (
-        "branches", "budget", "by_release", "control", "hedger", "policy", "rollout_header", "route", "shadow", "waits",
+        "admitted", "branches", "budget", "by_release", "cache", "context_tokens", "control", "dearest", "hedger",
+        "plan", "policy", "prepares", "rollout_header", "route", "shadow", "total_s", "waits",
     )  # fmt: skip
 
-    def __init__(self, route: Route, services: Services) -> None:
+    def __init__(self, route: Route, shared: Shared) -> None:
         if not route.releases or not all(release.targets for release in route.releases):
             raise InvalidInput(f"endpoint {route.endpoint} of {route.tenant} has a release without a target")
+        policy = route.policy
         self.route = route
-        self.policy = route.policy
-        self.branches = tuple(Branch(route, release, services) for release in route.releases)
+        self.policy = policy
+        self.branches = tuple(Branch(route, release, shared) for release in route.releases)
         self.control = self.branches[0]
         self.by_release = {branch.release.release: branch for branch in reversed(self.branches)}
-        self.shadow = Lane(route, route.shadow, route.shadow.targets[0], services) if route.shadow is not None else None
-        self.budget = services.budget(route)
-        self.hedger = services.hedger(route)
+        self.shadow = Lane(route, route.shadow, route.shadow.targets[0], shared) if route.shadow is not None else None
+        self.budget = shared.budget(route)
+        self.hedger = shared.hedger(route)
+        self.plan = shared.plan(route)
+        self.cache = shared.cache(route, self.plan)
+        targets = [target for release in route.releases for target in release.targets]
+        windows = [target.context_tokens for target in targets if target.context_tokens is not None]
+        self.context_tokens = min(windows) if windows and policy.overflow is not Overflow.PASS else None
+        self.dearest = dearest([target.prices for target in targets])
+        self.admitted = False
+        self.prepares = self.cache is not None or self.plan is not None or self.context_tokens is not None
         self.rollout_header = f"x-tidemill-rollout: {route.rollout}\r\n".encode() if route.rollout else b""
-        times, limits = route.policy.timeouts, services.limits
+        times, limits = policy.timeouts, shared.limits
+        self.total_s = times.total_s
         self.waits = Waits(
             min(times.connect_s, limits.connect_timeout_s),
             min(times.first_token_s, limits.first_byte_timeout_s),
             min(times.between_chunks_s, limits.chunk_timeout_s),
         )
+
+
+def dearest(prices: Sequence[Prices]) -> Prices:
+    """The highest of each price, so that a reserve at these suffices whichever target serves.
+
+    Args:
+        prices: at least one.
+    """
+
+    def most(name: str) -> float | None:
+        values = [getattr(price, name) for price in prices]
+        return max((value for value in values if value is not None), default=None)
+
+    names = [field.name for field in fields(Prices) if field.name != "version"]
+    return Prices(**{name: most(name) for name in names})  # type: ignore[arg-type]  # numbers, by name
 
 
 def _trust(target: Target) -> Trust | None:
@@ -187,8 +286,8 @@ def _trust(target: Target) -> Trust | None:
     return Trust(*(Path(name) if name else None for name in files))
 
 
-def _secret(reference: str, services: Services) -> str:
-    secret = services.resolve_secret(reference)
+def _secret(reference: str, shared: Shared) -> str:
+    secret = shared.resolve_secret(reference)
     if not secret.isascii() or not secret.isprintable():
         raise InvalidInput(f"the secret {reference} is not one line of ASCII text")
     return secret
@@ -199,12 +298,12 @@ class RoutingTable:
 
     __slots__ = ("admitted", "junctions", "keys", "snapshot")
 
-    def __init__(self, snapshot: RoutingSnapshot, services: Services) -> None:
+    def __init__(self, snapshot: RoutingSnapshot, shared: Shared) -> None:
         self.snapshot = snapshot
         self.keys: dict[str, ApiKey] = {key.digest: key for key in snapshot.keys}
         # Authorization headers found good under this snapshot; gone with it, so a revoked key is gone too.
         self.admitted: dict[bytes | None, ApiKey] = {}
-        self.junctions = {(route.tenant, route.endpoint): Junction(route, services) for route in snapshot.routes}
+        self.junctions = {(route.tenant, route.endpoint): Junction(route, shared) for route in snapshot.routes}
 
     def admit(self, authorization: bytes, key: ApiKey) -> None:
         """Remember a header that was found good, to spare its hash the next time."""
@@ -232,8 +331,7 @@ class SnapshotFile:
 
     Args:
         path: the file.
-        project: a snapshot of another project is refused.
-        services: what lanes share.
+        shared: what lanes share; a snapshot of another project is refused.
         taken: told of each snapshot that is taken over, before any request is served by it.
     """
 
@@ -241,15 +339,13 @@ class SnapshotFile:
         self,
         path: Path,
         *,
-        project: str,
-        services: Services,
+        shared: Shared,
         taken: Callable[[RoutingSnapshot], None] = lambda _: None,
     ) -> None:
         self.table: RoutingTable | None = None
         self.refusals = 0
         self._path = path
-        self._project = project
-        self._services = services
+        self.shared = shared
         self._taken = taken
         self._seen: tuple[int, int, int] | None = None
 
@@ -276,14 +372,14 @@ class SnapshotFile:
     def _take(self, data: bytes) -> bool:
         snapshot = RoutingSnapshot.decode(data)
         held = self.table.snapshot if self.table is not None else None
-        if snapshot.project != self._project:
-            raise InvalidInput(f"it belongs to project {snapshot.project}, this worker serves {self._project}")
+        if snapshot.project != self.shared.project:
+            raise InvalidInput(f"it belongs to project {snapshot.project}, this worker serves {self.shared.project}")
         if held is not None and snapshot.epoch < held.epoch:
             raise InvalidInput(f"its epoch {snapshot.epoch} is older than {held.epoch}, which is held")
-        table = RoutingTable(snapshot, self._services)
+        table = RoutingTable(snapshot, self.shared)
         self._taken(snapshot)
+        self.shared.follow(table)
         self.table = table
-        self._services.forget_others(snapshot)
         _log.info("routing snapshot of epoch %d: %d routes", snapshot.epoch, len(snapshot.routes))
         return True
 

@@ -12,16 +12,17 @@ import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Final
 
 from tidemill.gateway.app import Access, Gateway
+from tidemill.gateway.backing import ConversationDesk, open_limiter
 from tidemill.gateway.front import Front
 from tidemill.gateway.limits import Limits
 from tidemill.gateway.metrics import Metrics
 from tidemill.gateway.services import WorkerServices
 from tidemill.gateway.sessions import SessionTable
-from tidemill.gateway.snapshots import SecretResolver, Services, SnapshotFile
+from tidemill.gateway.snapshots import SecretResolver, Shared, SnapshotFile
 from tidemill.gateway.tls import ServerTls
 from tidemill.gateway.tracing import Journal
 from tidemill.kernel import RoutingSnapshot, Unavailable, check_name
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.1
 _SWEEP_S: Final = 0.5
+_KEPT_SWEEP_S: Final = 10.0
+_CONVERSATIONS_SWEEP_S: Final = 600.0
 _BACKLOG: Final = 1024
 _HASH_KEY_BYTES: Final = 32
 
@@ -85,6 +88,7 @@ class Worker:
         self._handles: list[asyncio.TimerHandle] = []
         self._stopped = False
         self._tls: ServerTls | None = None
+        self._conversations_at = 0.0
 
     async def start(self, listener: socket.socket) -> None:
         """Serve on a bound socket; the socket becomes the worker's own.
@@ -118,6 +122,7 @@ class Worker:
         self._follow()
         self._every(_POLL_S, self._follow)
         self._every(_SWEEP_S, self._sweep)
+        self._every(_KEPT_SWEEP_S, self._sweep_kept)
         return self.gateway
 
     async def stop(self, *, drain_timeout_s: float | None = None) -> None:
@@ -144,17 +149,23 @@ class Worker:
         for front in tuple(self.fronts):
             front.cut()
         await asyncio.sleep(0)
+        self.gateway.admission.close()
         self.gateway.shadows.close()
         self.gateway.pool.close()
         for handle in self._handles:
             handle.cancel()
         await asyncio.sleep(0)
+        await self.gateway.close()
         self.gateway.journal.close()
         self.gateway.sessions.close()
+        limiter = self.gateway.snapshots.shared.limiter
+        if limiter is not None:
+            limiter.close()
 
     def _follow(self) -> None:
         assert self.gateway is not None
         self.gateway.snapshots.poll()
+        self.gateway.admission.sweep(monotonic())
         if self._tls is not None:
             self._tls.follow()
 
@@ -165,6 +176,16 @@ class Worker:
             front.expire(now)
         self.gateway.pool.sweep(now)
         self.gateway.sweep(now)
+
+    def _sweep_kept(self) -> None:
+        """What is kept for minutes or days need not be looked at twice a second."""
+        gateway = self.gateway
+        assert gateway is not None
+        gateway.snapshots.shared.sweep(time())
+        now = monotonic()
+        if gateway.conversations.missing or now >= self._conversations_at:
+            self._conversations_at = now + _CONVERSATIONS_SWEEP_S
+            gateway.spawn(gateway.conversations.sweep())
 
     def _every(self, period_s: float, action: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -264,27 +285,29 @@ def _open_gateway(options: WorkerOptions, resolve_secret: SecretResolver, *, loo
         user_hash_key = _shared_key(options.state_folder / "user-hash.key")
     except OSError as error:
         raise Unavailable(f"{options.state_folder} cannot be written: {error.strerror}") from error
-    journal = Journal(
-        options.segments_folder / name, project=options.project, tenant=options.tenant, capture=options.capture
-    )
+    folder = options.segments_folder / name
+    journal = Journal(folder, project=options.project, tenant=options.tenant, capture=options.capture)
 
     def taken(snapshot: RoutingSnapshot) -> None:
         if snapshot.capture in {"masked", "hashed", "none"}:
             journal.set_capture(snapshot.capture)  # type: ignore[arg-type]  # narrowed by the set above
 
-    return Gateway(
+    limiter = open_limiter(options.services, project=options.project, worker=name, folder=folder)
+    shared = Shared(options.project, resolve_secret, options.limits, limiter, options.services.cache_bytes)
+    conversations = ConversationDesk(
+        options.services,
         project=options.project,
-        snapshots=SnapshotFile(
-            options.snapshot_path,
-            project=options.project,
-            services=Services(resolve_secret, options.limits),
-            taken=taken,
-        ),
+        state_folder=options.state_folder,
+        resolve_secret=resolve_secret,
+    )
+    conversations.open()
+    return Gateway(
+        snapshots=SnapshotFile(options.snapshot_path, shared=shared, taken=taken),
         journal=journal,
         sessions=sessions,
         user_hash_key=user_hash_key,
-        limits=options.limits,
         metrics=Metrics(name),
+        conversations=conversations,
         access=Access(loopback, options.allowed_origins, options.allowed_hosts),
     )
 

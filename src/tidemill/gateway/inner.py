@@ -1,0 +1,102 @@
+"""A request that the gateway makes of itself: a summary of what was said, asked of the endpoint that needs it.
+
+It goes the whole way of a client's request, so that it is admitted, recorded and charged as a call of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from tidemill.gateway.answers import Refusal
+from tidemill.gateway.front import Call, Request
+from tidemill.gateway.operations import CHAT
+from tidemill.gateway.payloads import read_request
+
+if TYPE_CHECKING:
+    from tidemill.gateway.app import Gateway
+    from tidemill.gateway.exchange import Incoming
+
+
+class InnerFront:
+    """Takes the place of the client's connection."""
+
+    stays = True
+    slow = False
+    client_address = "inner"
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._call: Call | None = None
+
+    def attend(self, call: Call) -> None:
+        """Remember who answers."""
+        self._call = call
+
+    def answer(
+        self,
+        status: int,
+        body: bytes,
+        *,
+        headers: bytes = b"",  # noqa: ARG002 - the front's interface
+        content_type: bytes = b"application/json",  # noqa: ARG002
+    ) -> None:
+        """Take the answer."""
+        self._call = None
+        if self.done.done():
+            return
+        if status == 200:
+            self.done.set_result(body)
+        else:
+            text = "The conversation could not be summarised: the model gave no answer."
+            self.done.set_exception(Refusal(502, text, "summary_failed"))
+
+    def write(self, data: bytes) -> None:
+        """Streams are not asked for."""
+
+    def finished(self, *, stays: bool) -> None:  # noqa: ARG002
+        """The end of what is not asked for."""
+        self.cut()
+
+    def cut(self) -> None:
+        """The answer broke off."""
+        self.answer(502, b"")
+
+    def leave(self) -> None:
+        """Nobody waits any more."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.client_left()
+
+
+def inner_ask(gateway: Gateway, incoming: Incoming) -> Callable[[bytes], Awaitable[bytes]]:
+    """What asks the same endpoint, for the same key and session, without the history.
+
+    Args:
+        gateway: the worker's parts.
+        incoming: the request on whose behalf.
+    """
+
+    async def ask(body: bytes) -> bytes:
+        from tidemill.gateway.exchange import Exchange
+
+        front = InnerFront()
+        request = Request()
+        request.session = incoming.request.session
+        request.traceparent = incoming.request.traceparent
+        inner = incoming._replace(
+            request=request,
+            asked=read_request(body),
+            body=body,
+            operation=CHAT,
+            dialect=None,
+            conversation=None,
+        )
+        Exchange(gateway, front, inner).start()
+        try:
+            return await front.done
+        finally:
+            front.leave()
+
+    return ask

@@ -1,0 +1,214 @@
+"""The steps between a request and its intent that some endpoints have: admission, history, guardrails, kept answers.
+
+Made only for requests that have such a step; all others go straight to their intent. Each step is passed at once where
+nothing has to be waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from tidemill.gateway.admission import Admissible, Ticket, Waiting
+from tidemill.gateway.answers import Refusal
+from tidemill.gateway.cache import CacheCall, CachedAnswer, CacheKey
+from tidemill.kernel import UserError
+
+if TYPE_CHECKING:
+    from tidemill.gateway.app import Gateway
+    from tidemill.gateway.exchange import Exchange, Incoming
+    from tidemill.gateway.guardrails import Blocked
+
+
+class Preparation:
+    """One request on its way to its intent.
+
+    Args:
+        gateway: the worker's parts.
+        exchange: the request; it is told the outcome.
+        incoming: likewise, as it came.
+        request_id: of its span.
+        release: digest of the release that would answer.
+    """
+
+    __slots__ = ("_body", "_exchange", "_gateway", "_incoming", "_over", "_release", "_request_id", "_task", "_waiting")
+
+    def __init__(
+        self, gateway: Gateway, exchange: Exchange, incoming: Incoming, *, request_id: str, release: str
+    ) -> None:
+        self._gateway = gateway
+        self._exchange = exchange
+        self._incoming = incoming
+        self._request_id = request_id
+        self._release = release
+        self._body = incoming.body
+        self._over = False
+        self._waiting: Waiting | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Take the first step."""
+        incoming = self._incoming
+        junction = incoming.junction
+        if not junction.admitted:
+            self._converse()
+            return
+        asked, key = incoming.asked, incoming.key
+        call = Admissible(
+            key,
+            junction.route,
+            incoming.operation.name,
+            key.priority or junction.policy.priority,
+            len(incoming.body),
+            asked.output_tokens_most,
+            asked.n or 1,
+            self._request_id,
+            junction.dearest,
+        )
+        self._waiting = self._gateway.admission.enter(call, self._admitted, self._refuse)
+
+    def cancel(self) -> None:
+        """The client has left, or the request's time is over."""
+        self._over = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        if not self._over:
+            self._over = True
+            self._exchange.refused(refusal)
+
+    def _admitted(self, ticket: Ticket) -> None:
+        self._waiting = None
+        if self._over:
+            ticket.cancel()
+            return
+        self._exchange.ticket = ticket
+        self._converse()
+
+    # -- what was said before, and the window -----------------------------------------------------------------
+
+    def _converse(self) -> None:
+        incoming, junction = self._incoming, self._incoming.junction
+        if incoming.conversation is not None:
+            from tidemill.gateway.inner import inner_ask
+
+            self._await(
+                incoming.conversation.prepare(
+                    context_tokens=junction.context_tokens,
+                    overflow=junction.policy.overflow,
+                    ask=inner_ask(self._gateway, incoming),
+                )
+            )
+        elif junction.context_tokens is not None and incoming.operation.name == "chat":
+            self._fit(junction.context_tokens)
+        else:
+            self._guard()
+
+    def _fit(self, context_tokens: int) -> None:
+        from tidemill.gateway.conversations.context import surely_fits, window_of
+        from tidemill.gateway.conversations.summaries import fit_chat
+        from tidemill.gateway.inner import inner_ask
+
+        incoming = self._incoming
+        asked, key = incoming.asked, incoming.key
+        policy = incoming.junction.policy
+        window = window_of(context_tokens, policy.overflow, {"max_tokens": asked.output_tokens_most})
+        if window is None or surely_fits(self._body, window):
+            self._guard()
+            return
+        place = (self._gateway.project, key.tenant, key.name, asked.user or "", incoming.junction.route.endpoint)
+        self._await(
+            fit_chat(
+                self._body,
+                window,
+                partition="\0".join(place).encode("utf-8", "surrogatepass"),
+                ask=inner_ask(self._gateway, incoming),
+                memory=self._gateway.summaries,
+            )
+        )
+
+    def _await(self, steps: Coroutine[Any, Any, bytes]) -> None:
+        self._task = self._gateway.spawn(self._take(steps))
+
+    async def _take(self, steps: Coroutine[Any, Any, bytes]) -> None:
+        try:
+            self._body = await steps
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        except UserError as error:
+            self._refuse(Refusal(400, str(error), "invalid_request"))
+            return
+        self._task = None
+        if not self._over:
+            self._guard()
+
+    # -- guardrails -------------------------------------------------------------------------------------------
+
+    def _guard(self) -> None:
+        guarding = self._exchange.guarding
+        if guarding is None:
+            self._look()
+        else:
+            guarding.watch.before(self._body, self._allowed, self._blocked)
+
+    def _allowed(self, body: bytes) -> None:
+        self._body = body
+        if not self._over:
+            self._look()
+
+    def _blocked(self, blocked: Blocked) -> None:
+        if not self._over:
+            self._over = True
+            self._exchange.blocked(blocked)
+
+    # -- answers that were kept -------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        incoming = self._incoming
+        cache = incoming.junction.cache
+        if cache is None or incoming.conversation is not None or incoming.operation.form:
+            self._ready()
+            return
+        asked, options = incoming.asked, incoming.asked.stream_options
+        key = cache.key(
+            CacheCall(
+                incoming.operation.name,
+                self._release,
+                incoming.key.name,
+                self._body,
+                asked.stream,
+                asked.user,
+                asked.temperature,
+                options is not None and options.include_usage is True,
+                asked.n or 1,
+                incoming.request.header(b"cache-control"),
+            )
+        )
+        if key is None:
+            self._ready()
+            return
+        found = cache.look(key)
+        if found is None and cache.has_further:
+            self._task = cache.look_further(key, lambda found: self._looked(key, found))
+        else:
+            self._looked(key, found)
+
+    def _looked(self, key: CacheKey, found: CachedAnswer | None) -> None:
+        self._task = None
+        if self._over:
+            return
+        if found is None:
+            self._exchange.cache_key = key
+            self._ready()
+        else:
+            self._over = True
+            self._exchange.kept_answer(found)
+
+    def _ready(self) -> None:
+        self._over = True
+        self._exchange.prepared(self._body)

@@ -1,0 +1,268 @@
+"""The attempts of one request, in turn or two at once, until one answers.
+
+The first attempt is made directly; the plan of further ones is only made when it is needed. Over the targets of the
+release first, then, for a canary, at the control release, whose answer counts as the canary's failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic, time_ns
+from typing import TYPE_CHECKING, NamedTuple
+
+from tidemill.gateway.answers import error_body
+from tidemill.gateway.attempts import Attempt
+from tidemill.gateway.calls import Message, Outgoing, message
+from tidemill.gateway.failures import Cause, Failed, reading
+from tidemill.gateway.operations import Operation
+from tidemill.gateway.payloads import Asked, Heard, with_fields
+from tidemill.gateway.routing import Again, Attempts, RoutingCall, may_hedge
+from tidemill.gateway.sessions import Session
+from tidemill.gateway.snapshots import Branch, Junction, Lane
+from tidemill.gateway.tracing import Identity
+from tidemill.kernel import Arm
+from tidemill.telemetry.records import AttributeValue
+
+if TYPE_CHECKING:
+    from tidemill.gateway.app import Gateway
+    from tidemill.gateway.front import Request
+
+_ASK_USAGE = b'"stream_options":{"include_usage":true}'
+
+
+class Lost(NamedTuple):
+    """An attempt that came to nothing, beside the one that decided.
+
+    Args:
+        attempt: it.
+        failed: why; ``None`` means that another one was faster.
+        ended_ns: when.
+    """
+
+    attempt: Attempt
+    failed: Failed | None
+    ended_ns: int
+
+
+class Pursuit:
+    """Who makes the attempts. What becomes of their answers is the exchange's part, which fills in the last methods."""
+
+    # What most calls never change stays here: one of these objects is made per request.
+    _attempt: Attempt | None = None
+    _hedge: Attempt | None = None
+    _timer: asyncio.TimerHandle | None = None  # a backoff, or the wait before a hedge
+    _plan: Attempts | None = None  # from the first failure or hedge on
+    _place = 0  # of the lane in its branch
+    _made = 0
+    _bounds_output = False  # whether the answer's length is bounded by the endpoint's policy
+    _settled = False  # an attempt has won
+    _over = False  # nothing more goes to the client
+    _lost: tuple[Lost, ...] = ()
+
+    operation: Operation
+    streamed: bool
+    _gateway: Gateway
+    _request: Request
+    _asked: Asked
+    _body: bytes
+    _junction: Junction
+    _identity: Identity
+    _session: Session
+    _deadline_s: float
+    _branch: Branch
+    _lane: Lane
+    _attributes: dict[str, AttributeValue]
+
+    # -- what is sent -----------------------------------------------------------------------------------------
+
+    def message(self, lane: Lane) -> Message:
+        """The call as a target wants it."""
+        body = self._body
+        if self._bounds_output:
+            body = with_fields(body, b'"%b":%d' % (lane.bound_field, self._junction.policy.max_output_tokens))
+        if self._asks_usage(lane):
+            body = with_fields(body, _ASK_USAGE)
+        call = Outgoing(
+            self.operation, self._request, self._identity, self._session.session_id, self._junction.rollout_header
+        )
+        left_ms = int((self._deadline_s - monotonic()) * 1000)
+        return message(lane, call, body, left_ms=left_ms if left_ms > 0 else 0)
+
+    def pivot_body(self) -> bytes:
+        """The request in the pivot's format."""
+        return self._body
+
+    def _asks_usage(self, lane: Lane) -> bool:
+        """Whether a stream's usage is asked for although the client did not: a call should be known, not estimated."""
+        return (
+            self.streamed
+            and lane.asks_usage
+            and self.operation.says_text
+            and self._asked.stream_options is None
+            and b'"stream_options"' not in self._body
+        )
+
+    def _routing_call(self) -> RoutingCall:
+        asked = self._asked
+        return RoutingCall(
+            self.streamed,
+            asked.messages or asked.prompt or asked.input,
+            asked.tools,
+            asked.user,
+            len(self._body),
+            asked.output_tokens_most,
+        )
+
+    # -- attempts ---------------------------------------------------------------------------------------------
+
+    def _pursue(self) -> None:
+        """Make the first attempt at the branch."""
+        branch = self._branch
+        if branch.only is not None:
+            self._place = 0
+        else:
+            place = branch.chooser.choose(self._routing_call(), monotonic())
+            if place is None:
+                self._give_up(_no_room(self._asked.model))
+                return
+            self._place = place
+        self._plan = None
+        self._try(branch.lanes[self._place])
+        hedger = self._junction.hedger
+        if hedger is not None and branch.only is None and not self._over:
+            delay_s = hedger.delay_s(self._lane.health, streamed=self.streamed)
+            if delay_s is not None and may_hedge(self.operation.name, bytes(self._asked.tools)):
+                self._timer = asyncio.get_running_loop().call_later(delay_s, self._start_hedge)
+
+    def _try(self, lane: Lane) -> None:
+        self._made += 1
+        self._lane = lane
+        gateway = self._gateway
+        self._attempt = Attempt(self, lane, gateway.pool, self._junction.waits, gateway.limits.capture_bytes)
+        self._attempt.start()
+
+    def _planned(self) -> Attempts:
+        if self._plan is None:
+            self._plan = Attempts(self._branch.parts, self._routing_call(), self._deadline_s, self._place)
+        return self._plan
+
+    def failed(self, attempt: Attempt, failed: Failed) -> None:
+        """Try elsewhere or again where that is safe, else tell the client."""
+        if self._over:
+            return
+        if self._settled:
+            self._break_off(failed)
+            return
+        other = self._hedge if attempt is self._attempt else self._attempt
+        if other is not None and not other.over:
+            self._lose(attempt, failed)
+            self._attempt, self._hedge, self._lane = other, None, other.lane
+            return
+        self._place = self._branch.lanes.index(attempt.lane)
+        self._follow(attempt, failed)
+
+    def _follow(self, attempt: Attempt, failed: Failed) -> None:
+        now = monotonic()
+        branch, plan, meaning = self._branch, self._planned(), reading(failed)
+        most = branch.parts.policy.max_attempts
+        canary = branch.arm is Arm.CANARY
+        # The last attempt of a canary's request is the control's.
+        step = None if canary and plan.made + 1 >= most else plan.after(self._place, meaning, now)
+        if step is not None:
+            self._lose(attempt, failed)
+            self._place = step.target
+            if step.wait_s:
+                self._gateway.metrics.event("retry")
+                self._attempt = None
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(step.wait_s, self._try, branch.lanes[step.target])
+            else:
+                self._gateway.metrics.event("fallback")
+                self._try(branch.lanes[step.target])
+        elif canary and meaning.again is not Again.NOWHERE and plan.made < most and now < self._deadline_s:
+            self._lose(attempt, failed)
+            # Scores still count for the release that was assigned.
+            self._attributes["tidemill.failover_from"] = branch.release.release
+            self._attributes["tidemill.failover_reason"] = failed.error_type
+            self._gateway.metrics.event("failover")
+            self._branch = self._junction.control
+            self._pursue()
+        else:
+            self._give_up(failed)
+
+    def _lose(self, attempt: Attempt, failed: Failed | None) -> None:
+        self._lost = (*self._lost, Lost(attempt, failed, time_ns()))
+
+    # -- hedging ----------------------------------------------------------------------------------------------
+
+    def _start_hedge(self) -> None:
+        """The first attempt is slower than its target's own p95: ask another target too."""
+        hedger, first = self._junction.hedger, self._attempt
+        if self._over or self._settled or hedger is None or first is None or first.over or self._hedge is not None:
+            return
+        now = monotonic()
+        ready = self._branch.chooser.choose(self._routing_call(), now, (self._place,)) is not None
+        if not ready or not hedger.spend():
+            return
+        place = self._planned().another(now)
+        if place is None:
+            return
+        self._made += 1
+        self._gateway.metrics.event("hedge")
+        self._attributes["tidemill.hedged"] = True
+        gateway = self._gateway
+        lane = self._branch.lanes[place]
+        self._hedge = Attempt(self, lane, gateway.pool, self._junction.waits, gateway.limits.capture_bytes)
+        self._hedge.start()
+
+    def _settle_on(self, attempt: Attempt) -> None:
+        """This attempt answers; the other one, if there is one, is given up."""
+        self._settled = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._hedge is not None:
+            loser = self._attempt if attempt is self._hedge else self._hedge
+            self._attempt, self._hedge, self._lane = attempt, None, attempt.lane
+            if loser is not None and not loser.over:
+                loser.give_up()
+                self._lose(loser, None)
+
+    def _give_up_attempts(self) -> None:
+        for attempt in (self._attempt, self._hedge):
+            if attempt is not None:
+                attempt.give_up()
+
+    # -- the exchange's part ----------------------------------------------------------------------------------
+
+    def opened(self, attempt: Attempt) -> None:
+        """See ``Caller``."""
+        raise NotImplementedError
+
+    def events(self, attempt: Attempt, data: bytes) -> None:
+        """See ``Caller``."""
+        raise NotImplementedError
+
+    def piece(self, attempt: Attempt, data: bytes) -> None:
+        """See ``Caller``."""
+        raise NotImplementedError
+
+    def ended(self, attempt: Attempt) -> None:
+        """See ``Caller``."""
+        raise NotImplementedError
+
+    def answered(self, attempt: Attempt, body: bytes, heard: Heard) -> None:
+        """See ``Caller``."""
+        raise NotImplementedError
+
+    def _give_up(self, failed: Failed) -> None:
+        raise NotImplementedError
+
+    def _break_off(self, failed: Failed) -> None:
+        raise NotImplementedError
+
+
+def _no_room(model: str) -> Failed:
+    text = f"Every target of '{model}' has as many calls in flight as it may have. Try again in a moment."
+    return Failed(
+        Cause.UNAVAILABLE, 503, "targets_busy", text, error_body(503, text, "targets_busy"), b"retry-after: 1\r\n"
+    )
