@@ -17,7 +17,6 @@ model behind the same address is no overload for ever either.
 from __future__ import annotations
 
 import math
-from statistics import median
 from typing import Final
 
 WINDOW_S: Final = 1.0
@@ -84,7 +83,7 @@ class AdaptiveLimit:
             self._set((self._resume or self.limit) * _FAILED_FACTOR)
             self._resume = None
         elif self._seen:
-            self._weigh(median(self._seen))
+            self._weigh(sorted(self._seen)[len(self._seen) // 2])
         self._seen = []
         self._failed = self._peak = 0
         self._began_s = now_s

@@ -54,6 +54,8 @@ class BreakerEvent(Enum):
     VANISHED = "vanished"
 
 
+_ANSWERED, _FAILED = AttemptResult.ANSWERED, AttemptResult.FAILED
+_THROTTLED, _ABANDONED = AttemptResult.THROTTLED, AttemptResult.ABANDONED
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
 TRANSITIONS: Final[dict[tuple[BreakerState, BreakerEvent], BreakerState]] = {
@@ -143,23 +145,26 @@ class CircuitBreaker:
             now_s: the time.
             retry_after_s: what the target asked for; honoured up to the policy's ``open_max_s``.
         """
-        if retry_after_s is not None and result is not AttemptResult.ANSWERED:
+        if result is _ANSWERED and self.state is _CLOSED and entered == self._generation:  # the common case
+            slot = int(now_s / self._slot_s)
+            if slot != self._slot:
+                self._turn(slot)
+            self._answered[slot % _SLOTS] += 1
+            self._in_a_row = 0
+            return
+        if retry_after_s is not None and result is not _ANSWERED:
             until_s = now_s + min(retry_after_s, self._policy.open_max_s)
             self.rests_until_s = max(self.rests_until_s, until_s)
         if entered != self._generation:
             return
-        told = result is AttemptResult.THROTTLED and retry_after_s is not None
+        failed = result is _FAILED or (result is _THROTTLED and retry_after_s is None)
         if self.state is _CLOSED:
-            if result is AttemptResult.ANSWERED:
-                self._turn(now_s)
-                self._answered[self._slot % _SLOTS] += 1
-                self._in_a_row = 0
-            elif result is not AttemptResult.ABANDONED and not told:
+            if failed:
                 self._count_failure(now_s)
-        elif result is AttemptResult.ANSWERED:
+        elif result is _ANSWERED:
             self._close(now_s)
         elif self.state is _HALF_OPEN:
-            if result is AttemptResult.FAILED or (result is AttemptResult.THROTTLED and not told):
+            if failed:
                 self._open(BreakerEvent.FAILED, now_s)
             else:
                 self._move(BreakerEvent.VANISHED)
@@ -167,12 +172,12 @@ class CircuitBreaker:
 
     def counted(self, now_s: float) -> tuple[int, int]:
         """Outcomes and failures among them in the window."""
-        self._turn(now_s)
+        self._turn(int(now_s / self._slot_s))
         failed = sum(self._failed)
         return sum(self._answered) + failed, failed
 
     def _count_failure(self, now_s: float) -> None:
-        self._turn(now_s)
+        self._turn(int(now_s / self._slot_s))
         self._failed[self._slot % _SLOTS] += 1
         self._in_a_row += 1
         policy = self._policy
@@ -201,11 +206,8 @@ class CircuitBreaker:
         self.state = TRANSITIONS[self.state, event]
         self._generation += 1
 
-    def _turn(self, now_s: float) -> None:
-        """Empty the slots that have left the window."""
-        slot = int(now_s / self._slot_s)
-        if slot == self._slot:
-            return
+    def _turn(self, slot: int) -> None:
+        """Go on to a slot of time, and empty those that have left the window."""
         for past in range(max(self._slot + 1, slot - _SLOTS + 1), slot + 1):
             self._answered[past % _SLOTS] = self._failed[past % _SLOTS] = 0
         self._slot = slot

@@ -15,6 +15,9 @@ from tidemill.gateway.routing.breaker import AttemptResult, BreakerState, Circui
 from tidemill.kernel import ReleaseRoute, Route, RoutingSnapshot, Target
 from tidemill.kernel.routing_policy import Breaker
 
+_exp, _log = math.exp, math.log
+_ANSWERED, _FAILED, _CLOSED = AttemptResult.ANSWERED, AttemptResult.FAILED, BreakerState.CLOSED
+
 DECAY_S: Final = 30.0
 """Time constant in which a peak of latency is forgotten."""
 
@@ -24,7 +27,8 @@ _FAILED_MOST_S: Final = 60.0
 _FINEST_S: Final = 0.001
 _RATIO: Final = 1.1
 _BUCKETS: Final = 142  # up to _FINEST_S * 1.1**141 = 685 s
-_LOG_RATIO: Final = math.log(_RATIO)
+_BUCKETS_PER_E: Final = 1 / math.log(_RATIO)
+_FIRST: Final = 1 - math.log(_FINEST_S) * _BUCKETS_PER_E
 _HALF_LIFE_S: Final = 60.0
 _LEAST_WEIGHT: Final = 20.0
 _STALE_SAMPLES: Final = 16
@@ -47,7 +51,7 @@ class PeakLatency:
 
     def observe(self, latency_s: float, now_s: float) -> None:
         """Count a measurement."""
-        kept = math.exp((self._at_s - now_s) / self._decay_s) if now_s > self._at_s else 1.0
+        kept = _exp((self._at_s - now_s) / self._decay_s) if now_s > self._at_s else 1.0
         before_s = self._value_s
         self._value_s = latency_s if latency_s >= before_s * kept else before_s * kept + latency_s * (1 - kept)
         self._at_s = now_s
@@ -56,7 +60,7 @@ class PeakLatency:
         """The average as of now; 0 before any measurement."""
         if now_s <= self._at_s:
             return self._value_s
-        return self._value_s * math.exp((self._at_s - now_s) / self._decay_s)
+        return self._value_s * _exp((self._at_s - now_s) / self._decay_s)
 
 
 class DecayedQuantile:
@@ -86,7 +90,7 @@ class DecayedQuantile:
         """Count a measurement."""
         if now_s >= self._halve_at_s:
             self._halve(now_s)
-        place = int(math.log(value_s / _FINEST_S) / _LOG_RATIO) + 1 if value_s > _FINEST_S else 0
+        place = int(_log(value_s) * _BUCKETS_PER_E + _FIRST) if value_s > _FINEST_S else 0
         self._counts[place if place < _BUCKETS else _BUCKETS - 1] += 1.0
         self._weight += 1.0
         self._added += 1
@@ -127,26 +131,27 @@ class TargetHealth:
     Attributes:
         in_flight: attempts under way.
         breaker: its circuit breaker.
+        peaks, paces: latency average and p95 of the first token, of whole answers and of streams.
     """
 
-    __slots__ = ("_paces", "_peaks", "breaker", "in_flight")
+    __slots__ = ("breaker", "in_flight", "paces", "peaks")
 
     def __init__(self, breaker: Breaker, rng: Random) -> None:
         self.breaker = CircuitBreaker(breaker, rng)
         self.in_flight = 0
-        self._peaks = (PeakLatency(), PeakLatency())
-        self._paces = (DecayedQuantile(), DecayedQuantile())
+        self.peaks = (PeakLatency(), PeakLatency())
+        self.paces = (DecayedQuantile(), DecayedQuantile())
 
     def load(self, now_s: float, *, streamed: bool) -> float:
         """Peak latency times calls in flight, the new one included: what a choice makes small."""
-        peak_s = self._peaks[streamed].value_s(now_s)
+        peak_s = self.peaks[streamed].value_s(now_s)
         if peak_s:
             return peak_s * (self.in_flight + 1)
         return _UNMEASURED_S + self.in_flight if self.in_flight else 0.0
 
     def p95_first_token_s(self, *, streamed: bool) -> float | None:
         """The 95th percentile of the time to the first token; ``None`` while too few were measured."""
-        return self._paces[streamed].value_s()
+        return self.paces[streamed].value_s()
 
     def begin(self, now_s: float, *, streamed: bool) -> Attempt:
         """An attempt starts. Its ``end`` must be called, whatever happens."""
@@ -155,12 +160,12 @@ class TargetHealth:
 
     def observe(self, latency_s: float, now_s: float, *, streamed: bool) -> None:
         """Count a measured time to the first token."""
-        self._peaks[streamed].observe(latency_s, now_s)
-        self._paces[streamed].observe(latency_s, now_s)
+        self.peaks[streamed].observe(latency_s, now_s)
+        self.paces[streamed].observe(latency_s, now_s)
 
     def observe_failure(self, elapsed_s: float, now_s: float, *, streamed: bool) -> None:
         """Count a failure as twice the present average, so that failing fast does not look like being fast."""
-        peak = self._peaks[streamed]
+        peak = self.peaks[streamed]
         peak.observe(min(_FAILED_MOST_S, max(elapsed_s, 2 * peak.value_s(now_s))), now_s)
 
 
@@ -188,10 +193,12 @@ class Attempt:
             return elapsed_s
         self.heard = True
         health = self.health
-        health.observe(elapsed_s, now_s, streamed=self._streamed)
+        streamed = self._streamed
+        health.peaks[streamed].observe(elapsed_s, now_s)
+        health.paces[streamed].observe(elapsed_s, now_s)
         breaker = health.breaker
-        if breaker.state is not BreakerState.CLOSED:
-            breaker.exit(self._entered, AttemptResult.ANSWERED, now_s)
+        if breaker.state is not _CLOSED:
+            breaker.exit(self._entered, _ANSWERED, now_s)
         return elapsed_s
 
     def end(self, result: AttemptResult, now_s: float, retry_after_s: float | None = None) -> None:
@@ -208,7 +215,7 @@ class Attempt:
         health = self.health
         health.in_flight -= 1
         health.breaker.exit(self._entered, result, now_s, retry_after_s)
-        if result is AttemptResult.FAILED:
+        if result is _FAILED:
             health.observe_failure(now_s - self._started_s, now_s, streamed=self._streamed)
 
 

@@ -7,7 +7,6 @@ over time; nothing is begun that could not end before the request's deadline.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from enum import Enum
 from random import Random
 from typing import Final
@@ -141,6 +140,8 @@ def retry_after_of(seconds: bytes | None, milliseconds: bytes | None, now_s: flo
         return None
     if (waited := _number(seconds)) is not None:
         return waited
+    from email.utils import parsedate_to_datetime  # loads a dozen modules, for a form that is seldom used
+
     try:
         return max(0.0, parsedate_to_datetime(seconds.decode("latin-1")).timestamp() - now_s)
     except (ValueError, OverflowError):
