@@ -34,6 +34,12 @@ PATHS: Final[Mapping[str, str]] = {
 MULTIPART: Final = frozenset({"transcription"})
 """Operations whose body is a form, not JSON: it is passed on as it is, with the client's content type."""
 
+USER: Final = frozenset({"user"})
+"""What the gateway serves itself, with sessions and traces, where the provider has no place for it."""
+
+NOT_SENT: Final = "not sent: the gateway's own"
+"""What the table of fields says of ``USER``."""
+
 _JSON: Final = ("content-type", "application/json")
 _decode: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -47,6 +53,7 @@ class CompatibleDialect:
         operations: what it offers.
         renamed: operation -> field -> its name there.
         refused: operation -> field -> why it cannot be served.
+        kept: fields that are not sent, because the gateway itself serves them.
         stream_type: content type of a stream.
     """
 
@@ -54,6 +61,7 @@ class CompatibleDialect:
     operations: frozenset[str]
     renamed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
     stream_type: bytes = b"text/event-stream"
 
     def request(
@@ -85,7 +93,7 @@ class CompatibleDialect:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidInput(f"The request is no JSON object: {error}.") from None
         asked["model"] = msgspec.Raw(msgspec.json.encode(place.model))
-        for name in left_out(place):
+        for name in left_out(place) | self.kept:
             asked.pop(name, None)
         for name, reason in self.refused.get(operation, {}).items():
             if name in asked:
@@ -187,7 +195,6 @@ _OLLAMA_CHAT: Final = {
     "parallel_tool_calls": "it would be dropped in silence",
     "functions": "it is replaced by 'tools'",
     "function_call": "it is replaced by 'tools'",
-    "user": "it would be dropped in silence",
     "safety_identifier": "it would be dropped in silence",
     "metadata": "it would be dropped in silence",
     "store": "it stores no answers",
@@ -207,7 +214,6 @@ _OLLAMA_TEXT: Final = {
     "echo": "it would be dropped in silence",
     "logit_bias": "it would be dropped in silence",
     "n": "it gives one answer a request",
-    "user": "it would be dropped in silence",
 }
 _VLLM_CHAT: Final = {
     "functions": "it is replaced by 'tools'",
@@ -227,7 +233,7 @@ _VLLM_CHAT: Final = {
     "prompt_cache_retention": "its cache is automatic",
 }
 
-OLLAMA_FIELDS: Final = chat_table("ollama", {"max_completion_tokens": "`max_tokens`"}, _OLLAMA_CHAT)
+OLLAMA_FIELDS: Final = chat_table("ollama", {"max_completion_tokens": "`max_tokens`", "user": NOT_SENT}, _OLLAMA_CHAT)
 VLLM_FIELDS: Final = chat_table("vllm", {"user": "passed on, of no effect there"}, _VLLM_CHAT)
 OPENAI_FIELDS: Final = chat_table("openai", {}, {})
 
@@ -239,11 +245,8 @@ DIALECTS: Final = {
         "ollama",
         _TEXTS | {"responses"},
         renamed={"chat": {"max_completion_tokens": "max_tokens"}},
-        refused={
-            "chat": _OLLAMA_CHAT,
-            "text_completion": _OLLAMA_TEXT,
-            "embeddings": {"user": "it would be dropped in silence"},
-        },
+        refused={"chat": _OLLAMA_CHAT, "text_completion": _OLLAMA_TEXT},
+        kept=USER,
     ),
     "vllm": CompatibleDialect(
         "vllm",

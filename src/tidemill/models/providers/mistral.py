@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from tidemill.kernel import InvalidInput
-from tidemill.models.providers.compatible import CompatibleDialect, chat_table, openai_error, read_value
+from tidemill.models.providers.compatible import NOT_SENT, USER, CompatibleDialect, chat_table, openai_error, read_value
 from tidemill.models.providers.dialect import Place, StreamTranslator, UnsupportedField
 from tidemill.models.providers.events import DONE, Event, EventSplitter, error_event
 from tidemill.models.providers.fields import left_out
@@ -30,7 +30,6 @@ _REFUSED: Final = {
     "modalities": "it answers in text only",
     "audio": "it answers in text only",
     "web_search_options": "its web search belongs to its agents",
-    "user": "it takes no user id",
     "safety_identifier": "it takes no user id",
     "store": "it stores no answers there",
     "moderation": "its guardrails are another field, 'guardrails'",
@@ -48,7 +47,7 @@ FIELDS: Final = chat_table(
         "max_completion_tokens": "`max_tokens`",
         "messages": "`messages`; a developer message is a system message",
         "stream_options": "usage is always sent",
-        "prediction": "`prediction`, a string",
+        "user": NOT_SENT,
         "service_tier": "`service_tier`: `default` is `standard_only`",
     },
     _REFUSED,
@@ -227,6 +226,7 @@ DIALECTS: Final = {
         NAME,
         frozenset({"chat", "embeddings"}),
         renamed={"chat": _RENAMED, "embeddings": {"dimensions": "output_dimension"}},
-        refused={"chat": _REFUSED, "embeddings": {"user": "it takes no user id"}},
+        refused={"chat": _REFUSED},
+        kept=USER,
     )
 }
