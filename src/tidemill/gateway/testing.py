@@ -20,15 +20,26 @@ class Fault(StrEnum):
     RESET = "reset"  # a TCP reset instead of an answer
     STALL = "stall"  # no byte of an answer
     SLOW_HEADER = "slow_header"  # the head comes in pieces
-    HUGE_HEADER = "huge_header"  # a head that never ends
+    DRIP_HEADER = "drip_header"  # the head comes in pieces and never ends
+    HUGE_HEADER = "huge_header"  # a head that never ends, and fast
     WRONG_LENGTH = "wrong_length"  # fewer bytes than announced
     RATE_LIMIT = "rate_limit"  # 429 with Retry-After
     SERVER_ERROR = "server_error"  # 500 in OpenAI's shape
+    BAD_REQUEST = "bad_request"  # 400 in OpenAI's shape
+    NOT_JSON = "not_json"  # a whole answer that is no JSON
+    ERROR_BODY = "error_body"  # an error inside a whole answer with status 200
+    EMPTY_STREAM = "empty_stream"  # a stream of nothing but [DONE]
+    CUT_OPENING = "cut_opening"  # a stream that breaks after the role, before it says anything
+    STALL_OPENING = "stall_opening"  # a stream that goes silent there
+    MALFORMED_OPENING = "malformed_opening"  # an event that is not JSON there
+    ERROR_OPENING = "error_opening"  # an error inside a 200 stream there
+    RATE_LIMIT_OPENING = "rate_limit_opening"  # a 429 as an event there
     CUT = "cut"  # a stream that breaks inside an event
     STALL_STREAM = "stall_stream"  # a stream that goes silent
     MALFORMED_CHUNK = "malformed_chunk"  # an event that is not JSON
     BAD_FRAMING = "bad_framing"  # a chunk size that is no number
     ERROR_EVENT = "error_event"  # an error inside a 200 stream
+    RATE_LIMIT_EVENT = "rate_limit_event"  # a 429 as an event
     NO_DONE = "no_done"  # a stream that ends without finish reason or [DONE]
     DROP_IDLE = "drop_idle"  # a good answer, then the kept-alive connection is closed unannounced
 
@@ -54,6 +65,7 @@ class ScriptedUpstream:
         chunk_pause_s: between two events of a stream.
         delay_s: before each answer.
         usage: whether token usage is told.
+        by_model: what answers to a request for a model suffer from, before all others.
     """
 
     words: tuple[str, ...] = ("Hello", " from", " the", " script", ".")
@@ -64,6 +76,7 @@ class ScriptedUpstream:
     usage: bool = True
     faults: deque[Fault] = field(default_factory=deque)
     always: Fault | None = None
+    by_model: dict[str, Fault] = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
 
@@ -128,28 +141,44 @@ class ScriptedUpstream:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
         raw = await reader.readexactly(int(headers.get("content-length", "0")))
-        seen = Seen(head[0].split()[1], headers, json.loads(raw) if raw else None, number)
+        body = json.loads(raw) if raw and "multipart" not in headers.get("content-type", "") else raw
+        seen = Seen(head[0].split()[1], headers, body, number)
         self.seen.append(seen)
-        fault = self.faults.popleft() if self.faults else self.always
+        fault = self.by_model.get(body["model"]) if isinstance(body, dict) and "model" in body else None
+        if fault is None:
+            fault = self.faults.popleft() if self.faults else self.always
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         try:
             if fault in _BEFORE_ANSWER:
-                return await self._break_early(fault, reader, writer)
-            if seen.path.endswith("/embeddings"):
-                _send_json(writer, 200, {"object": "list", "model": self.model, "data": [_EMBEDDING], "usage": _USAGE})
-            elif seen.body.get("stream"):
+                return await self._break_early(fault, reader, writer, seen)
+            if isinstance(body, dict) and body.get("stream") and fault not in _WHOLE:
                 return await self._stream(seen, fault, reader, writer)
-            else:
-                _send_json(writer, 200, self._whole(seen), short=fault is Fault.WRONG_LENGTH)
+            self._send_whole(seen, fault, writer)
             await writer.drain()
         except ConnectionError:
             seen.cancelled = True
             raise
         return fault not in {Fault.WRONG_LENGTH, Fault.DROP_IDLE}
 
+    def _send_whole(self, seen: Seen, fault: Fault | None, writer: asyncio.StreamWriter) -> None:
+        if fault is Fault.NOT_JSON:
+            _send(writer, 200, b"<html>it works</html>")
+        elif fault is Fault.ERROR_BODY:
+            _send_json(writer, 200, _error("server_error", "overloaded"))
+        elif seen.path.endswith("/embeddings"):
+            _send_json(writer, 200, {"object": "list", "model": self.model, "data": [_EMBEDDING], "usage": _USAGE})
+        elif seen.path.endswith("/moderations"):
+            _send_json(writer, 200, {"id": "modr-1", "model": self.model, "results": [_MODERATION]})
+        elif seen.path.endswith("/audio/transcriptions"):
+            _send_json(writer, 200, {"text": "".join(self.words)})
+        elif seen.path.endswith("/audio/speech"):
+            _send(writer, 200, b"ID3" + bytes(range(256)) * 8, content_type="audio/mpeg")
+        else:
+            _send_json(writer, 200, self._whole(seen), short=fault is Fault.WRONG_LENGTH)
+
     async def _break_early(
-        self, fault: Fault | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, fault: Fault | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: Seen
     ) -> bool:
         if fault is Fault.RESET:
             raw_socket = writer.get_extra_info("socket")
@@ -158,6 +187,16 @@ class ScriptedUpstream:
             return False
         if fault is Fault.STALL:
             await reader.read()  # until the caller gives up
+            seen.cancelled = True
+            return False
+        if fault is Fault.DRIP_HEADER:
+            writer.write(b"HTTP/1.1 200 OK\r\n")
+            while not reader.at_eof():
+                writer.write(b"x-drip: 1\r\n")
+                await writer.drain()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(1), 0.05)
+            seen.cancelled = True
             return False
         if fault is Fault.HUGE_HEADER:
             writer.write(b"HTTP/1.1 200 OK\r\n")
@@ -175,10 +214,9 @@ class ScriptedUpstream:
                 writer.write(piece)
                 await asyncio.sleep(0.05)
             return True
-        status = 429 if fault is Fault.RATE_LIMIT else 500
-        kind = "rate_limit_exceeded" if status == 429 else "overloaded"
-        error = {"error": {"message": "scripted", "type": kind, "param": None, "code": kind}}
-        _send_json(writer, status, error, extra="retry-after: 7\r\n")
+        status, kind = _STATUSES[fault] if fault is not None else (500, "overloaded")
+        extra = "retry-after: 7\r\n" if status == 429 else ""
+        _send_json(writer, status, _error(kind, kind), extra=extra)
         return True
 
     def _whole(self, seen: Seen) -> dict[str, Any]:
@@ -207,6 +245,11 @@ class ScriptedUpstream:
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
         )
+        if fault in _AT_OPENING:
+            if fault is not Fault.EMPTY_STREAM:
+                _send_event(writer, self._event({"role": "assistant", "content": ""}))
+                await writer.drain()
+            return await self._break_stream(fault, seen, reader, writer)
         half = len(self.words) // 2
         for place, word in enumerate(self.words):
             if place == half and fault in _IN_STREAM:
@@ -229,17 +272,13 @@ class ScriptedUpstream:
     async def _break_stream(
         self, fault: Fault | None, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
-        if fault is Fault.MALFORMED_CHUNK:
-            _send_chunk(writer, b'data: {"choices": [{"del\n\n')
-            _send_event(writer, self._event({}, "stop"))
-            _send_chunk(writer, b"data: [DONE]\n\n")
+        events = _BAD_EVENTS.get(fault) if fault is not None else None
+        if events is not None:
+            for event in events:
+                _send_chunk(writer, b"data: %b\n\n" % event)
             writer.write(b"0\r\n\r\n")
             return True
-        if fault is Fault.ERROR_EVENT:
-            _send_event(writer, {"error": {"message": "scripted", "type": "server_error", "code": "overloaded"}})
-            writer.write(b"0\r\n\r\n")
-            return True
-        if fault is Fault.STALL_STREAM:
+        if fault in {Fault.STALL_STREAM, Fault.STALL_OPENING}:
             await reader.read()  # until the caller goes
             seen.cancelled = True
             return False
@@ -261,19 +300,72 @@ class ScriptedUpstream:
         }
 
 
+_STATUSES = {
+    Fault.RATE_LIMIT: (429, "rate_limit_exceeded"),
+    Fault.SERVER_ERROR: (500, "overloaded"),
+    Fault.BAD_REQUEST: (400, "context_length_exceeded"),
+}
 _BEFORE_ANSWER = frozenset(
-    (Fault.RESET, Fault.STALL, Fault.HUGE_HEADER, Fault.SLOW_HEADER, Fault.RATE_LIMIT, Fault.SERVER_ERROR)
+    (Fault.RESET, Fault.STALL, Fault.HUGE_HEADER, Fault.SLOW_HEADER, Fault.DRIP_HEADER, *_STATUSES)
 )
-_IN_STREAM = frozenset((Fault.CUT, Fault.STALL_STREAM, Fault.MALFORMED_CHUNK, Fault.BAD_FRAMING, Fault.ERROR_EVENT))
+_BROKEN = (b'{"choices": [{"del', b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}', b"[DONE]")
+_OVERLOADED = (b'{"error": {"message": "scripted", "type": "server_error", "param": null, "code": "overloaded"}}',)
+_LIMITED = (b'{"error": {"message": "scripted", "type": "rate_limit_error", "code": "rate_limit_exceeded"}}',)
+_BAD_EVENTS = {
+    Fault.EMPTY_STREAM: (b"[DONE]",),
+    Fault.MALFORMED_CHUNK: _BROKEN,
+    Fault.MALFORMED_OPENING: _BROKEN,
+    Fault.ERROR_EVENT: _OVERLOADED,
+    Fault.ERROR_OPENING: _OVERLOADED,
+    Fault.RATE_LIMIT_EVENT: _LIMITED,
+    Fault.RATE_LIMIT_OPENING: _LIMITED,
+}
+_WHOLE = frozenset((Fault.NOT_JSON, Fault.ERROR_BODY, Fault.WRONG_LENGTH))
+_AT_OPENING = frozenset(
+    (
+        Fault.EMPTY_STREAM,
+        Fault.CUT_OPENING,
+        Fault.STALL_OPENING,
+        Fault.MALFORMED_OPENING,
+        Fault.ERROR_OPENING,
+        Fault.RATE_LIMIT_OPENING,
+    )
+)
+_IN_STREAM = frozenset(
+    (
+        Fault.CUT,
+        Fault.STALL_STREAM,
+        Fault.MALFORMED_CHUNK,
+        Fault.BAD_FRAMING,
+        Fault.ERROR_EVENT,
+        Fault.RATE_LIMIT_EVENT,
+    )
+)
 _USAGE = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
 _EMBEDDING = {"object": "embedding", "index": 0, "embedding": [0.25, -0.5, 0.125]}
+_MODERATION = {"flagged": False, "categories": {}, "category_scores": {}}
+
+
+def _error(kind: str, code: str) -> dict[str, Any]:
+    return {"error": {"message": "scripted", "type": kind, "param": None, "code": code}}
 
 
 def _send_json(
     writer: asyncio.StreamWriter, status: int, body: dict[str, Any], *, extra: str = "", short: bool = False
 ) -> None:
-    raw = json.dumps(body).encode()
-    head = f"HTTP/1.1 {status} Scripted\r\ncontent-type: application/json\r\nx-request-id: req-1\r\n{extra}"
+    _send(writer, status, json.dumps(body).encode(), extra=extra, short=short)
+
+
+def _send(
+    writer: asyncio.StreamWriter,
+    status: int,
+    raw: bytes,
+    *,
+    content_type: str = "application/json",
+    extra: str = "",
+    short: bool = False,
+) -> None:
+    head = f"HTTP/1.1 {status} Scripted\r\ncontent-type: {content_type}\r\nx-request-id: req-1\r\n{extra}"
     length = len(raw) + (50 if short else 0)
     writer.write(f"{head}content-length: {length}\r\n\r\n".encode() + raw)
 
