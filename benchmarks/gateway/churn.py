@@ -73,7 +73,7 @@ def churn_rows(rig: Rig) -> list[Row]:
     gateway = rig.gateway(upstream, workers=2)
     load = Load(rig, gateway, "sigkill")
     time.sleep(SECONDS / 2)
-    in_flight = _connections(gateway.processes[0].pid)
+    in_flight = _connections(gateway.processes[0].pid, gateway.port)
     os.kill(gateway.processes[0].pid, signal.SIGKILL)
     found, answered = load.finish()
     rows.append(_failed("SIGKILL of one of two workers under load: failed requests", found, in_flight))
@@ -97,7 +97,7 @@ def _stopped(gateway: Gateway) -> set[str]:
     return finished_traces(gateway.segments)
 
 
-def _connections(pid: int) -> int:
+def _connections(pid: int, port: int) -> int:
     """Established client connections of a worker: each has at most one request in flight."""
     inodes = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -107,4 +107,5 @@ def _connections(pid: int) -> int:
             continue
     sockets = {name.removeprefix("socket:[").rstrip("]") for name in inodes if name.startswith("socket:")}
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    return sum(1 for line in lines if line.split()[3] == "01" and line.split()[9] in sockets)
+    rows = [line.split() for line in lines]
+    return sum(1 for row in rows if row[3] == "01" and int(row[1].split(":")[1], 16) == port and row[9] in sockets)

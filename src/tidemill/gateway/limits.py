@@ -28,6 +28,8 @@ class Limits:
             close theirs after 5 s).
         upstream_idle_connections: kept-alive connections an upstream address may have.
         drain_timeout_s: how long SIGTERM waits for requests in flight.
+        drain_idle_s: so long after SIGTERM idle connections still take a request, whose answer announces their end: a
+            request that was on its way when they were closed would be lost.
         shadow_queue: copies that may wait for the shadow target; further ones are dropped and counted.
         shadow_concurrency: copies in flight at once.
     """
@@ -49,5 +51,6 @@ class Limits:
     client_connections: int = 8192
     upstream_idle_connections: int = 256
     drain_timeout_s: float = 20.0
+    drain_idle_s: float = 0.5
     shadow_queue: int = 64
     shadow_concurrency: int = 2

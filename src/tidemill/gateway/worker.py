@@ -86,7 +86,7 @@ class Worker:
         self._resolve_secret = resolve_secret or resolve_reference
         self._server: asyncio.AbstractServer | None = None
         self._handles: list[asyncio.TimerHandle] = []
-        self._stopped = False
+        self._stopped = self._closed = False
         self._tls: ServerTls | None = None
         self._conversations_at = 0.0
 
@@ -138,8 +138,11 @@ class Worker:
             self._server.close()
         patience_s = self.options.limits.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
         end = monotonic() + patience_s
-        # What was sent before the listener closed may not have been read yet.
-        await asyncio.sleep(0.05)
+        for front in tuple(self.fronts):
+            front.draining = True
+        idle_until = monotonic() + min(self.options.limits.drain_idle_s, patience_s)
+        while self.fronts and monotonic() < idle_until:
+            await asyncio.sleep(0.02)
         for front in tuple(self.fronts):
             front.drain()
         while self.fronts and monotonic() < end:
@@ -152,6 +155,7 @@ class Worker:
         self.gateway.admission.close()
         self.gateway.shadows.close()
         self.gateway.pool.close()
+        self._closed = True
         for handle in self._handles:
             handle.cancel()
         await asyncio.sleep(0)
@@ -193,7 +197,7 @@ class Worker:
 
         def tick() -> None:
             action()
-            if not self._stopped:
+            if not self._closed:
                 self._handles[place] = loop.call_later(period_s, tick)
 
         self._handles.append(loop.call_later(period_s, tick))
