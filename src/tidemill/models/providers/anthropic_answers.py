@@ -186,6 +186,7 @@ class AnthropicStream:
         "_block",
         "_calls",
         "_chunks",
+        "_details",
         "_done",
         "_events",
         "_failed",
@@ -199,7 +200,7 @@ class AnthropicStream:
         self._chunks = ChunkWriter(model, "", created_s, include_usage=include_usage)
         self._usage: dict[str, Any] = {}
         self._stop = "end_turn"
-        self._calls = 0  # tool calls begun so far
+        self._calls = self._details = 0  # how many have begun
         self._block: dict[str, Any] = {}  # the content block that is open
         self._arguments = False  # whether the open call has got arguments yet
         self._thought: list[str] = []
@@ -278,10 +279,14 @@ class AnthropicStream:
             return written
         if kind == "thinking":
             detail = thinking_detail("".join(self._thought), block.get("signature") or "")
-            return self._chunks.delta({"reasoning_details": [detail]})
+            return self._detail(detail)
         if kind == "redacted_thinking":
-            return self._chunks.delta({"reasoning_details": [redacted_detail(block.get("data") or "")]})
+            return self._detail(redacted_detail(block.get("data") or ""))
         return b""
+
+    def _detail(self, detail: dict[str, Any]) -> bytes:
+        self._details += 1  # OpenAI's client joins the entries of a list by their index
+        return self._chunks.delta({"reasoning_details": [{"index": self._details - 1, **detail}]})
 
     def _message_delta(self, found: dict[str, Any]) -> bytes:
         self._count(found.get("usage"))

@@ -110,10 +110,11 @@ class MistralDialect(CompatibleDialect):
 class MistralStream:
     """A stream of Mistral's as the pivot's; see ``StreamTranslator``."""
 
-    __slots__ = ("_closed", "_events")
+    __slots__ = ("_closed", "_details", "_events")
 
     def __init__(self) -> None:
         self._events = EventSplitter()
+        self._details = 0
         self._closed = False
 
     def feed(self, data: bytes) -> bytes:
@@ -139,6 +140,9 @@ class MistralStream:
         with reading("An event of the provider's stream"):
             for choice in found.get("choices") or ():
                 _rewrite(choice, "delta")
+                for detail in choice["delta"].get("reasoning_details") or ():
+                    detail["index"] = self._details  # OpenAI's client joins the entries of a list by their index
+                    self._details += 1
         return b"data: %b\n\n" % msgspec.json.encode(found)
 
 
