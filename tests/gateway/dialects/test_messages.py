@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import anthropic
@@ -689,3 +690,94 @@ def test_any_split_gives_the_same_events_and_blocks_are_well_formed(
             open_blocks.remove(event["index"])
     assert begun == list(range(len(begun)))
     assert open_blocks == set()
+
+
+# --- the whole way of a stream: Anthropic's events -> pivot -> Anthropic's events
+
+
+def accumulated(translated: bytes) -> dict[str, Any]:
+    """What a client puts together from the events."""
+    message: dict[str, Any] = {}
+    arguments: dict[int, str] = {}
+    for line in translated.decode().split("\n"):
+        event = json.loads(line[6:]) if line.startswith("data: ") else {"type": ""}
+        if event["type"] == "message_start":
+            message = event["message"]
+        elif event["type"] == "content_block_start":
+            message["content"].append(event["content_block"])
+            arguments[event["index"]] = ""
+        elif event["type"] == "content_block_delta":
+            block, delta = message["content"][event["index"]], event["delta"]
+            if delta["type"] == "input_json_delta":
+                arguments[event["index"]] += delta["partial_json"]
+            else:
+                key = delta["type"].removesuffix("_delta")
+                block[key] += delta[key]
+        elif event["type"] == "content_block_stop" and arguments[event["index"]]:
+            message["content"][event["index"]]["input"] = json.loads(arguments[event["index"]])
+        elif event["type"] == "message_delta":
+            message |= event["delta"]
+            message["usage"] |= event["usage"]
+    return message
+
+
+BLOCK = st.one_of(
+    st.builds(lambda text: {"type": "text", "text": text}, TEXT),
+    st.builds(lambda text: {"type": "thinking", "thinking": text, "signature": "c2ln"}, TEXT),
+    st.builds(lambda text: {"type": "redacted_thinking", "data": text}, TEXT),
+    st.builds(
+        lambda value: {"type": "tool_use", "id": "toolu_1", "name": "ring", "input": value},
+        st.dictionaries(TEXT, st.integers() | TEXT, max_size=2),
+    ),
+)
+
+
+def anthropic_events(blocks: list[dict[str, Any]], stop_reason: str) -> bytes:
+    usage = {"input_tokens": 7, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 2, "output_tokens": 1}
+    head = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [], "stop_reason": None}
+    events: list[dict[str, Any]] = [{"type": "message_start", "message": {**head, "usage": usage}}]
+    for index, block in enumerate(blocks):
+        deltas: list[dict[str, Any]] = []
+        opened = dict(block)
+        if block["type"] == "text":
+            opened["text"] = ""
+            deltas = [{"type": "text_delta", "text": piece} for piece in block["text"]]
+        elif block["type"] == "thinking":
+            opened |= {"thinking": "", "signature": ""}
+            deltas = [{"type": "thinking_delta", "thinking": piece} for piece in block["thinking"]]
+            deltas.append({"type": "signature_delta", "signature": block["signature"]})
+        elif block["type"] == "tool_use":
+            opened["input"] = {}
+            deltas = [{"type": "input_json_delta", "partial_json": ""}]
+            deltas += [{"type": "input_json_delta", "partial_json": piece} for piece in json.dumps(block["input"])]
+        events.append({"type": "content_block_start", "index": index, "content_block": opened})
+        events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
+        events.append({"type": "content_block_stop", "index": index})
+    events.append({"type": "message_delta", "delta": {"stop_reason": stop_reason}, "usage": {"output_tokens": 9}})
+    events.append({"type": "message_stop"})
+    return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events).encode()
+
+
+@settings(deadline=None)
+@given(
+    blocks=st.lists(BLOCK, max_size=4).filter(
+        # Texts that follow one another are one text in the pivot.
+        lambda blocks: not any(one["type"] == two["type"] == "text" for one, two in pairwise(blocks))
+    ),
+    stop_reason=st.sampled_from(["end_turn", "max_tokens", "tool_use"]),
+)
+def test_a_stream_is_the_same_after_both_translations(blocks: list[dict[str, Any]], stop_reason: str) -> None:
+    request = json.dumps({"stream": True, "stream_options": {"include_usage": True}}).encode()
+    theirs = dialect("anthropic").stream("chat", request, model="m")
+    ours = MessagesDialect().stream()
+    translated = b""
+    for byte in anthropic_events(blocks, stop_reason):
+        translated += ours.feed(theirs.feed(bytes([byte])))
+    translated += ours.feed(theirs.finish()) + ours.finish()
+    message = accumulated(translated)
+    found = [{key: value for key, value in block.items() if key != "citations"} for block in message["content"]]
+    assert found == blocks
+    called = any(block["type"] == "tool_use" for block in blocks)
+    assert message["stop_reason"] == ("tool_use" if called and stop_reason == "end_turn" else stop_reason)
+    usage = {"input_tokens": 7, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 2, "output_tokens": 9}
+    assert message["usage"] == usage

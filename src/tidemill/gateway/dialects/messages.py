@@ -80,6 +80,8 @@ class _Request:
         self.messages: list[dict[str, Any]] = []
 
     def translate(self) -> dict[str, Any]:
+        if not isinstance(self.asked.get("max_tokens"), int):
+            raise Refusal(400, "'max_tokens' must be a whole number.", "invalid_request", param="max_tokens")
         wanted: dict[str, Any] = {}
         for name, value in self.asked.items():
             if value is None:
@@ -89,8 +91,6 @@ class _Request:
                 wanted[name] = value
             else:
                 translate(self, value, wanted)
-        if not isinstance(self.asked.get("max_tokens"), int):
-            raise Refusal(400, "'max_tokens' must be a whole number.", "invalid_request", param="max_tokens")
         self._prompt(wanted)
         if self.mark is not None:
             wanted.setdefault("prompt_cache_options", {"mode": "implicit", **_ttl(self.mark)})
@@ -108,7 +108,7 @@ class _Request:
             raise Refusal(400, "'messages' must hold at least one message.", "invalid_request", param="messages")
         for message in messages:
             role = message.get("role") if isinstance(message, dict) else None
-            if role not in _ROLES:
+            if not isinstance(role, str) or role not in _ROLES:
                 raise Refusal(400, "Each of 'messages' must have a role: user, assistant or system.", param="messages")
             _check(message, frozenset({"role", "content"}), "messages")
             _ROLES[role](self, message.get("content"))
@@ -249,9 +249,11 @@ def _plain(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     return parts
 
 
-def _ttl(mark: Mapping[str, Any]) -> dict[str, str]:
+def _ttl(mark: Any) -> dict[str, str]:
+    if not isinstance(mark, dict):
+        raise Refusal(400, "'cache_control' must be an object.", "invalid_request", param="cache_control")
     ttl = mark.get("ttl")
-    if ttl not in _TTLS:
+    if not isinstance(ttl, str | None) or ttl not in _TTLS:
         raise _refuse("cache_control.ttl", "it is '5m' or '1h'")
     named = _TTLS[ttl]
     return {"ttl": named} if named else {}
@@ -324,7 +326,7 @@ def _tool_choice(_: _Request, value: Any, wanted: dict[str, Any]) -> None:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "tool":
         wanted["tool_choice"] = {"type": "function", "function": {"name": value.get("name")}}
-    elif kind in _TOOL_CHOICES:
+    elif isinstance(kind, str) and kind in _TOOL_CHOICES:
         wanted["tool_choice"] = _TOOL_CHOICES[kind]
     else:
         raise _refuse(f"tool_choice.{kind}", "there is 'auto', 'any', 'tool' and 'none'")
@@ -341,7 +343,7 @@ def _metadata(_: _Request, value: Any, wanted: dict[str, Any]) -> None:
 
 
 def _service_tier(_: _Request, value: Any, wanted: dict[str, Any]) -> None:
-    if value not in _TIERS:
+    if not isinstance(value, str) or value not in _TIERS:
         raise _refuse(f"service_tier.{value}", "there is 'auto' and 'standard_only'")
     wanted["service_tier"] = _TIERS[value]
 
@@ -353,7 +355,10 @@ def _thinking(request: _Request, value: Any, wanted: dict[str, Any]) -> None:
     elif kind == "adaptive":
         wanted.setdefault("reasoning_effort", "high")  # Anthropic's own default; output_config may say another
     elif kind == "enabled":
-        share = (value.get("budget_tokens") or 0) / max(1, request.asked.get("max_tokens") or 1)
+        budget = value.get("budget_tokens")
+        if not isinstance(budget, int):
+            raise Refusal(400, "'thinking.budget_tokens' must be a whole number.", param="thinking.budget_tokens")
+        share = budget / max(1, request.asked["max_tokens"])
         wanted.setdefault("reasoning_effort", next((effort for most, effort in _SHARES if share <= most), "high"))
     else:
         raise _refuse(f"thinking.{kind}", "there is 'enabled', 'adaptive' and 'disabled'")

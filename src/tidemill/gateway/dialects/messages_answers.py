@@ -12,7 +12,7 @@ import msgspec
 
 from tidemill.kernel import InvalidInput
 from tidemill.models.providers.events import EventSplitter
-from tidemill.models.providers.pivot import read_object
+from tidemill.models.providers.pivot import read_object, reading
 
 STOP_REASONS: Final = {
     "stop": "end_turn",
@@ -65,21 +65,24 @@ def write_answer(body: bytes, *, hides_thoughts: bool) -> bytes:
     choices = found.get("choices")
     if not isinstance(choices, list) or not choices:
         raise InvalidInput("The answer is no chat completion: it has no choices.")
-    choice = choices[0]
+    with reading("The answer"):
+        return _encode(_message(found, choices[0], hides_thoughts))
+
+
+def _message(found: dict[str, Any], choice: dict[str, Any], hidden: bool) -> dict[str, Any]:
     said = choice.get("message") or {}
-    content = [*_thoughts(said, hides_thoughts), *_spoken(said)]
     message = {
         "id": found.get("id") or "",
         "type": "message",
         "role": "assistant",
         "model": found.get("model") or "",
-        "content": content,
+        "content": [*_thoughts(said, hidden), *_spoken(said)],
         **_ending(choice.get("finish_reason"), choice.get("stop_reason"), said, bool(said.get("tool_calls"))),
         "usage": _usage(found.get("usage"), found.get("service_tier")),
     }
     if "tidemill" in found:
         message["tidemill"] = found["tidemill"]
-    return _encode(message)
+    return message
 
 
 def _spoken(said: dict[str, Any]) -> Iterable[dict[str, Any]]:
@@ -138,12 +141,17 @@ def opened_details(blocks: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         ``reasoning_details`` for what is signed, or ``reasoning_content`` for what never was.
+
+    Raises:
+        InvalidInput: a signature is no string.
     """
     details = []
     for block in blocks:
         sealed = block.get("signature") if block["type"] == "thinking" else block.get("data")
         if not sealed:
             continue
+        if not isinstance(sealed, str):
+            raise InvalidInput("The 'signature' or 'data' of a thinking block must be a string.")
         detail: dict[str, Any] = {}
         if sealed.startswith(_FOREIGN):
             detail["format"], _, sealed = sealed.removeprefix(_FOREIGN).partition(":")
@@ -154,7 +162,7 @@ def opened_details(blocks: list[dict[str, Any]]) -> dict[str, Any]:
         details.append(detail)
     if details:
         return {"reasoning_details": details}
-    texts = [block["thinking"] for block in blocks if block.get("thinking")]
+    texts = [str(block["thinking"]) for block in blocks if block.get("thinking")]
     return {"reasoning_content": "\n".join(texts)} if texts else {}
 
 
@@ -249,16 +257,15 @@ class MessagesStream:
             return b""
         if data == b"[DONE]":
             self._closed = True
-            return self._end()
+            with reading("The stream"):
+                return self._end()
         found = read_object(data, "An event of the stream")
         if found.get("error") is not None:
             self._closed = True
             kind = found["error"].get("type") if isinstance(found["error"], dict) else None
             return b"event: error\ndata: %b\n\n" % write_error(_STREAM_STATUS.get(kind or "", 500), data)
-        try:
+        with reading("An event of the stream"):
             return self._chunk(found)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InvalidInput("An event of the stream is no chunk of a chat completion.") from error
 
     def _chunk(self, found: dict[str, Any]) -> bytes:
         written = b"" if self._begun else self._begin(found)
