@@ -40,7 +40,7 @@ def limits_of(
     return tuple(
         Limit(
             # Another unit or window is another account: what was spent under the old one says nothing about it.
-            limit_id=f"{name}/{subject}/{limit.unit}/{limit.window_s:g}s",
+            limit_id=f"{name}/{subject}/{limit.unit}/{limit.window_s:.15g}s",
             scope=limit.scope,
             subject=subject,
             unit=limit.unit,
