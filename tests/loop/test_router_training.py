@@ -13,7 +13,7 @@ from tests.retrieval.test_scifact import SCIFACT, abstracts, claims
 from tidemill.gateway.routing import FEATURES, RoutingCall
 from tidemill.kernel import InvalidInput, Outcome
 from tidemill.loop.router_training import FittedRouter, ScoredRequest, fit_router
-from tidemill.retrieval import Index, index_passages, ndcg_at
+from tidemill.retrieval import index_passages, ndcg_at
 
 SUMS = "Compute the total of {a} times {b} plus {c}, step by step."
 TALK = "Tell me something nice about {a} cats in {b} words."
@@ -90,13 +90,12 @@ def table(name: str, fitted: FittedRouter) -> str:
     )
 
 
-@pytest.mark.skipif(not SCIFACT.is_dir(), reason="SciFact is not here: set TIDEMILL_SHARED_DATA to the data folder")
-def test_on_real_questions_the_loss_stays_within_what_was_allowed() -> None:
-    """A search over titles stands for the small model, one over abstracts for the large, at an eighth of the cost.
-
-    The scores are real (nDCG@10 of SciFact's claims). How hard a claim is hardly shows in its text: the route saves
-    what was allowed to be lost, but is not shown to beat a random mix. That is the expected result, not a failure.
-    """
+@pytest.fixture(scope="module")
+def searched() -> dict[str, list[ScoredRequest]]:
+    """Real questions and real scores (nDCG@10): a search over titles stands for the small model, one over abstracts for
+    the large, at eight times the cost. ``claims`` are SciFact's; ``mixed`` adds as many look-ups of a title."""
+    if not SCIFACT.is_dir():
+        pytest.skip("SciFact is not here: set TIDEMILL_SHARED_DATA to the data folder")
     judged: dict[str, dict[str, float]] = {}
     for split in ("test", "train"):
         with (SCIFACT / f"qrels_{split}.tsv").open(encoding="utf-8") as file:
@@ -106,16 +105,28 @@ def test_on_real_questions_the_loss_stays_within_what_was_allowed() -> None:
     large = index_passages(passages)
     small = index_passages([replace(passage, text=passage.title, end=len(passage.title)) for passage in passages])
 
-    def quality(index: Index, key: str) -> float:
-        ranking = [hit.passage_id for hit in index.search(questions[key], top_k=10)]
-        return min(1.0, ndcg_at(ranking, judged[key], 10))
+    def request(question: str, gains: dict[str, float]) -> ScoredRequest:
+        rankings = [[hit.passage_id for hit in index.search(question, top_k=10)] for index in (small, large)]
+        scores = [min(1.0, ndcg_at(ranking, gains, 10)) for ranking in rankings]
+        return ScoredRequest(asked(question), scores[0], scores[1], 1.0, 8.0)
 
-    requests = [
-        ScoredRequest(asked(questions[key]), quality(small, key), quality(large, key), 1.0, 8.0) for key in judged
-    ]
-    fitted = fit_router(requests, max_loss=0.1)
-    print(table("SciFact", fitted))
-    assert fitted.quality_large - fitted.quality_small > 0.1
+    found = [request(questions[key], gains) for key, gains in judged.items()]
+    looked_up = [request(one.title, {one.passage_id: 1.0}) for one in Random(0).sample(passages, len(found))]
+    return {"claims": found, "mixed": found + looked_up}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("traffic", "max_loss"), [("claims", 0.1), ("mixed", 0.05)])
+def test_on_real_questions_the_loss_stays_within_what_was_allowed(
+    searched: dict[str, list[ScoredRequest]], traffic: str, max_loss: float
+) -> None:
+    """Whether the route beats a random mix is printed, not asserted: on claims alone it is not shown to.
+
+    How hard a claim is hardly shows in its text. Whether a request is a claim or a title does.
+    """
+    fitted = fit_router(searched[traffic], max_loss=max_loss)
+    print(table(traffic, fitted))
+    assert fitted.quality_large - fitted.quality_small > 0.05
     assert fitted.verdict.value is Outcome.PASS
     assert fitted.saved > 0.1
-    assert fitted.loss.low <= 0.1
+    assert fitted.loss.low <= max_loss
