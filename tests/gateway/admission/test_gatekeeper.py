@@ -278,7 +278,10 @@ class Held:
     settled: list[tuple[int, float]] = field(default_factory=list)
     cancelled: int = 0
 
-    def settle(self, *, tokens: int, cost_usd: float) -> None:
+    def first_token(self, elapsed_s: float) -> None:
+        pass
+
+    def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:
         self.settled.append((tokens, cost_usd))
 
     def cancel(self) -> None:
@@ -333,9 +336,18 @@ def test_limits_are_asked_last_and_settled_with_the_ticket() -> None:
     limits.asked[3][0](unused)
 
 
+def test_without_caps_the_reservation_is_the_ticket() -> None:
+    limits = SlowLimits()
+    caller = Desk(Caps(), limits).call()
+    assert caller.waiting is limits
+    reservation = Held()
+    limits.asked[0][0](reservation)
+    assert caller.ticket is reservation
+
+
 def test_a_cancelled_ticket_cancels_its_reservation() -> None:
     limits = SlowLimits()
-    desk = Desk(Caps(), limits)
+    desk = Desk(Caps(in_flight=1), limits)
     caller = desk.call()
     reservation = Held()
     limits.asked[0][0](reservation)

@@ -30,15 +30,16 @@ class Gate:
     Attributes:
         in_flight: calls that hold a place.
         queue: those that wait for one.
+        adaptive: what lowers the cap; ``None`` where the policy wants none.
     """
 
-    __slots__ = ("_adaptive", "_by_key", "_caps", "_endpoint", "_hold_s", "_per_key", "in_flight", "queue")
+    __slots__ = ("_by_key", "_caps", "_endpoint", "_hold_s", "_per_key", "adaptive", "in_flight", "queue")
 
     def __init__(self, endpoint: str, caps: Caps) -> None:
         self._endpoint = endpoint
         self._by_key: dict[str, int] = {}
         self._hold_s = 0.0
-        self._adaptive: AdaptiveLimit | None = None
+        self.adaptive: AdaptiveLimit | None = None
         self.in_flight = 0
         self.queue = WaitingQueue(caps.queue, caps.queue_timeout_s)
         self.follow(caps)
@@ -49,19 +50,19 @@ class Gate:
         self._per_key = caps.in_flight_per_key
         self.queue.most, self.queue.timeout_s = caps.queue, caps.queue_timeout_s
         if not caps.adaptive:
-            self._adaptive = None
+            self.adaptive = None
             return
         most = _ADAPTIVE_MOST if caps.in_flight is None else float(caps.in_flight)
-        if self._adaptive is None:
-            self._adaptive = AdaptiveLimit(min(most, _ADAPTIVE_FIRST) if caps.in_flight is None else most, most)
+        if self.adaptive is None:
+            self.adaptive = AdaptiveLimit(min(most, _ADAPTIVE_FIRST) if caps.in_flight is None else most, most)
         else:
-            self._adaptive.follow(most)
+            self.adaptive.follow(most)
 
     @property
     def places(self) -> float:
         """How many calls may be in flight as of now."""
-        if self._adaptive is not None:
-            return int(self._adaptive.limit)
+        if self.adaptive is not None:
+            return int(self.adaptive.limit)
         return math.inf if self._caps.in_flight is None else self._caps.in_flight
 
     def has_room(self, priority: Priority, key: str) -> bool:
@@ -100,16 +101,6 @@ class Gate:
             else:
                 del self._by_key[key]
 
-    def first_token(self, elapsed_s: float, now_s: float) -> None:
-        """An upstream answered after so long."""
-        if self._adaptive is not None:
-            self._adaptive.observe(elapsed_s, self.in_flight, now_s)
-
-    def failed(self, now_s: float) -> None:
-        """An upstream failed, timed out or said that it is overloaded."""
-        if self._adaptive is not None:
-            self._adaptive.observe_failure(now_s)
-
     def refusal(self, code: str, key: str) -> Refusal:
         """Why a call is not let in.
 
@@ -120,7 +111,7 @@ class Gate:
         if self._per_key is not None and self._by_key.get(key, 0) >= self._per_key:
             text = f"Key '{key}' has {self._per_key} requests at '{self._endpoint}' in flight, the most it may have."
             return Refusal(429, f"{text} Send the next when one is answered.", "key_in_flight", retry_after_s=retry_s)
-        adapted = self._adaptive is not None and self._adaptive.limit < (self._caps.in_flight or math.inf)
+        adapted = self.adaptive is not None and self.adaptive.limit < (self._caps.in_flight or math.inf)
         text = _TEXTS[code].format(endpoint=self._endpoint, wait_s=self.queue.timeout_s)
         status = 503 if adapted or code == "displaced" else 429
         return Refusal(status, f"{text} Try again in {retry_s:.0f} s.", code, retry_after_s=retry_s)

@@ -8,7 +8,7 @@ from typing import Final
 
 from tidemill.gateway.admission.caps import Gate
 from tidemill.gateway.admission.queue import Entry
-from tidemill.gateway.admission.seams import Admissible, Limits, Reservation, Ticket, Waiting
+from tidemill.gateway.admission.seams import Admissible, Limits, Ticket, Waiting
 from tidemill.gateway.answers import Refusal
 from tidemill.kernel import Route, RoutingSnapshot
 from tidemill.kernel.routing_policy import Caps
@@ -69,24 +69,54 @@ class Admission:
         Returns:
             What to cancel when the client leaves; ``None`` when one of the two was called already.
         """
-        gate = self._gates.get((call.route.tenant, call.route.endpoint))
-        now_s = self.now_s()
-        key = call.key.name
-        if gate is None or (gate.queue.empty and gate.has_room(call.priority, key)):
-            if gate is not None:
-                gate.take(key)
-            if self._limits is None:
-                then(_Admitted(self, gate, key, now_s, None))
-                return None
-            return _Passage(self, gate, call, now_s, then, refused).reserve()
-        passage = _Passage(self, gate, call, now_s, then, refused)
-        turned_away = gate.queue.offer(passage.wait())
-        if turned_away is not None:
-            turned_away.refuse("queue_full" if turned_away is passage.entry else "displaced")
-        if turned_away is passage.entry:
+        route = call.route
+        gate = self._gates.get((route.tenant, route.endpoint))
+        if gate is None:
+            if self._limits is not None:
+                return self._limits.enter(call, then, refused)
+            then(_UNCOUNTED)
             return None
+        key = call.key.name
+        passage = _Passage(self, gate, key, self.now_s())
+        if gate.queue.empty and gate.has_room(call.priority, key):
+            gate.take(key)
+            if self._limits is None:
+                passage.inside = True
+                then(passage)
+                return None
+            return passage.reserve(self._limits, call, then, refused)
+        return self._queue(gate, passage, call, then, refused)
+
+    def _queue(
+        self,
+        gate: Gate,
+        passage: _Passage,
+        call: Admissible,
+        then: Callable[[Ticket], None],
+        refused: Callable[[Refusal], None],
+    ) -> Waiting | None:
+        def let_in() -> None:
+            gate.take(call.key.name)
+            passage.entry = None
+            passage.waited_s = self.now_s() - passage.began_s
+            passage.began_s += passage.waited_s
+            if self._limits is not None:
+                passage.reserve(self._limits, call, then, refused)
+            else:
+                passage.inside = True
+                then(passage)
+
+        def turned_away(code: str) -> None:
+            passage.entry = None
+            passage.over = True
+            refused(gate.refusal(code, call.key.name))
+
+        passage.entry = entry = Entry(call.priority, call.key.name, passage.began_s, let_in, turned_away)
+        displaced = gate.queue.offer(entry)
+        if displaced is not None:
+            displaced.refuse("queue_full" if displaced is entry else "displaced")
         self.let_in(gate)
-        return None if passage.decided else passage
+        return None if passage.inside or passage.over else passage
 
     def let_in(self, gate: Gate) -> None:
         """Give free places to those whose turn it is."""
@@ -113,154 +143,101 @@ class Admission:
             for entry in gate.queue.everyone():
                 entry.refuse("queue_timeout")
 
-    def reserve(
-        self, call: Admissible, then: Callable[[Reservation | None], None], refused: Callable[[Refusal], None]
-    ) -> Waiting | None:
-        """The last step in: the limits."""
-        if self._limits is None:
-            then(None)
-            return None
-        return self._limits.enter(call, then, refused)
-
 
 class _Passage:
-    """One call on its way in; a ``Waiting`` while it is."""
+    """One call at a gate: a ``Waiting`` on its way in, a ``Ticket`` once it is in.
 
-    __slots__ = (
-        "_admission", "_call", "_gate", "_limiting", "_refused", "_since_s", "_then", "decided", "entry",
-    )  # fmt: skip
+    What most calls never change stays with the class: one of these objects is made per request.
+    """
 
-    def __init__(
-        self,
-        admission: Admission,
-        gate: Gate | None,
-        call: Admissible,
-        now_s: float,
-        then: Callable[[Ticket], None],
-        refused: Callable[[Refusal], None],
-    ) -> None:
-        self._admission = admission
-        self._gate = gate
-        self._call = call
-        self._since_s = now_s
-        self._then = then
-        self._refused = refused
-        self._limiting: Waiting | None = None
-        self.entry: Entry | None = None
-        self.decided = False
+    entry: Entry | None = None  # while it waits in the queue
+    inside = False
+    over = False
+    waited_s = 0.0
+    _limiting: Waiting | None = None  # while it waits for a lease
+    _reservation: Ticket | None = None
 
-    def wait(self) -> Entry:
-        """Make the place in the queue."""
-        call = self._call
-        self.entry = Entry(call.priority, call.key.name, self._since_s, self._let_in, self._turned_away)
-        return self.entry
-
-    def reserve(self) -> Waiting | None:
-        """There is a place; now the limits."""
-        self._limiting = self._admission.reserve(self._call, self._admitted, self._over_limit)
-        return None if self.decided else self
-
-    def cancel(self) -> None:
-        """The client has left."""
-        if self.decided:
-            return
-        self.decided = True
-        gate, entry = self._gate, self.entry
-        if self._limiting is not None:
-            self._limiting.cancel()
-        if gate is None:
-            return
-        if entry is not None and gate.queue.remove(entry):
-            return
-        self._free(gate)
-
-    def _let_in(self) -> None:
-        assert self._gate is not None
-        self.entry = None
-        self._gate.take(self._call.key.name)
-        self.reserve()
-
-    def _turned_away(self, code: str) -> None:
-        assert self._gate is not None
-        self.entry = None
-        self.decided = True
-        self._refused(self._gate.refusal(code, self._call.key.name))
-
-    def _over_limit(self, refusal: Refusal) -> None:
-        self.decided = True
-        if self._gate is not None:
-            self._free(self._gate)
-        self._refused(refusal)
-
-    def _free(self, gate: Gate) -> None:
-        gate.free(self._call.key.name)
-        self._admission.let_in(gate)
-
-    def _admitted(self, reservation: Reservation | None) -> None:
-        self.decided = True
-        ticket = _Admitted(self._admission, self._gate, self._call.key.name, self._admission.now_s(), reservation)
-        waited_s = ticket.began_s - self._since_s
-        if waited_s > _SHORTEST_S:
-            ticket.waited_s = waited_s
-        self._then(ticket)
-
-
-class _Admitted:
-    """A ``Ticket``."""
-
-    __slots__ = ("_admission", "_gate", "_key", "_over", "_reservation", "began_s", "waited_s")
-
-    def __init__(
-        self,
-        admission: Admission,
-        gate: Gate | None,
-        key: str,
-        began_s: float,
-        reservation: Reservation | None,
-    ) -> None:
+    def __init__(self, admission: Admission, gate: Gate, key: str, began_s: float) -> None:
         self._admission = admission
         self._gate = gate
         self._key = key
-        self._reservation = reservation
-        self._over = False
         self.began_s = began_s
-        self.waited_s = 0.0
+
+    def reserve(
+        self, limits: Limits, call: Admissible, then: Callable[[Ticket], None], refused: Callable[[Refusal], None]
+    ) -> Waiting | None:
+        """There is a place; now the limits."""
+
+        def reserved(reservation: Ticket) -> None:
+            self.inside = True
+            self._reservation = reservation
+            then(self)
+
+        def over_limit(refusal: Refusal) -> None:
+            self.over = True
+            self._free()
+            refused(refusal)
+
+        self._limiting = limits.enter(call, reserved, over_limit)
+        return None if self.inside or self.over else self
+
+    def _free(self) -> None:
+        gate = self._gate
+        gate.free(self._key)
+        self._admission.let_in(gate)
 
     @property
     def attributes(self) -> Mapping[str, AttributeValue]:
         known = _NOTHING if self._reservation is None else self._reservation.attributes
-        return {**known, "tidemill.queued_s": round(self.waited_s, 6)} if self.waited_s else known
+        return {**known, "tidemill.queued_s": round(self.waited_s, 6)} if self.waited_s > _SHORTEST_S else known
 
     def first_token(self, elapsed_s: float) -> None:
-        if self._gate is not None and not self._over:
-            self._gate.first_token(elapsed_s, self._admission.now_s())
+        gate = self._gate
+        if gate.adaptive is not None and not self.over:
+            gate.adaptive.observe(elapsed_s, gate.in_flight, self._admission.now_s())
 
     def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:
-        if self._over:
+        if self.over:
             return
-        self._over = True
+        self.over = True
         if self._reservation is not None:
             self._reservation.settle(tokens=tokens, cost_usd=cost_usd)
         gate = self._gate
-        if gate is None:
-            return
         now_s = self._admission.now_s()
-        if not ok:
-            gate.failed(now_s)
+        if not ok and gate.adaptive is not None:
+            gate.adaptive.observe_failure(now_s)
         gate.free(self._key, now_s - self.began_s)
         if not gate.queue.empty:
             self._admission.let_in(gate)
 
     def cancel(self) -> None:
-        if self._over:
+        if self.over:
             return
-        self._over = True
+        self.over = True
         if self._reservation is not None:
             self._reservation.cancel()
-        gate = self._gate
-        if gate is not None:
-            gate.free(self._key)
-            self._admission.let_in(gate)
+        elif self._limiting is not None:
+            self._limiting.cancel()
+        if self.entry is None or not self._gate.queue.remove(self.entry):
+            self._free()
+
+
+class _Uncounted:
+    """The ticket of a call that nothing counts."""
+
+    attributes: Final = _NOTHING
+
+    def first_token(self, elapsed_s: float) -> None:
+        pass
+
+    def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:
+        pass
+
+    def cancel(self) -> None:
+        pass
+
+
+_UNCOUNTED: Final = _Uncounted()
 
 
 def _capped(caps: Caps) -> bool:

@@ -75,21 +75,8 @@ class Ticket(Protocol):
         ...
 
 
-class Reservation(Protocol):
-    """What the limiter holds for one call. ``settle`` or ``cancel`` is called once."""
-
-    @property
-    def attributes(self) -> Mapping[str, AttributeValue]:
-        """Empty where no limit applies."""
-        ...
-
-    def settle(self, *, tokens: int, cost_usd: float) -> None:
-        """Count what was used, give back the rest."""
-        ...
-
-    def cancel(self) -> None:
-        """Nothing was used."""
-        ...
+Reservation = Ticket
+"""What the limiter holds for one call. It is the call's ticket itself where no cap applies."""
 
 
 class Limits(Protocol):
