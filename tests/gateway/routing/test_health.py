@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tidemill.gateway.routing import AttemptResult, BreakerState, HealthBook, TargetHealth
 from tidemill.gateway.routing.health import DECAY_S, DecayedQuantile, PeakLatency
 from tidemill.kernel import ReleaseRoute, Route, RoutingSnapshot, Target
-from tidemill.kernel.routing_policy import Breaker, RoutePolicy
+from tidemill.kernel.routing_policy import Breaker, Choice, ChoicePolicy, Hedging, RoutePolicy
 
 seconds = st.floats(0.001, 600, allow_nan=False)
 
@@ -149,3 +150,17 @@ def test_health_outlives_snapshots_and_is_shared_by_releases_of_an_endpoint() ->
     book.forget_others(RoutingSnapshot("demo", 2, 0.0, 60.0, routes=(stricter,)))
     assert [kept for _, kept in book] == [one]
     assert book.of(route, other) is not two
+
+
+def test_latency_is_measured_only_where_something_reads_it() -> None:
+    release = ReleaseRoute("r1", "release/x@1", (Target("http://a"), Target("http://b")))
+    by_latency = replace(release, choice=ChoicePolicy(kind=Choice.PEAK_EWMA))
+    plain, chosen = Route("desk", "t", (release,)), Route("desk", "t", (by_latency,))
+    hedged = Route("desk", "t", (release,), policy=RoutePolicy(hedging=Hedging(share=0.1)))
+    book = HealthBook(Random(0))
+    for route, timed in ((plain, False), (chosen, True), (plain, False), (hedged, True)):
+        one = book.of(route, release.targets[0])
+        assert one.timed is timed
+        before_s = one.peaks[True].value_s(0.0)
+        one.begin(0.0, streamed=True).first_token(before_s + 1.0)
+        assert (one.peaks[True].value_s(0.0) > before_s) is timed

@@ -13,7 +13,7 @@ from typing import Final
 
 from tidemill.gateway.routing.breaker import AttemptResult, BreakerState, CircuitBreaker
 from tidemill.kernel import ReleaseRoute, Route, RoutingSnapshot, Target
-from tidemill.kernel.routing_policy import Breaker
+from tidemill.kernel.routing_policy import Breaker, Choice
 
 _exp, _log = math.exp, math.log
 _ANSWERED, _FAILED, _CLOSED = AttemptResult.ANSWERED, AttemptResult.FAILED, BreakerState.CLOSED
@@ -131,14 +131,16 @@ class TargetHealth:
     Attributes:
         in_flight: attempts under way.
         breaker: its circuit breaker.
+        timed: whether latency is measured: only where a policy reads it, for it is half of what an attempt costs.
         peaks, paces: latency average and p95 of the first token, of whole answers and of streams.
     """
 
-    __slots__ = ("breaker", "in_flight", "paces", "peaks")
+    __slots__ = ("breaker", "in_flight", "paces", "peaks", "timed")
 
     def __init__(self, breaker: Breaker, rng: Random) -> None:
         self.breaker = CircuitBreaker(breaker, rng)
         self.in_flight = 0
+        self.timed = True
         self.peaks = (PeakLatency(), PeakLatency())
         self.paces = (DecayedQuantile(), DecayedQuantile())
 
@@ -193,9 +195,8 @@ class Attempt:
             return elapsed_s
         self.heard = True
         health = self.health
-        streamed = self._streamed
-        health.peaks[streamed].observe(elapsed_s, now_s)
-        health.paces[streamed].observe(elapsed_s, now_s)
+        if health.timed:
+            health.observe(elapsed_s, now_s, streamed=self._streamed)
         breaker = health.breaker
         if breaker.state is not _CLOSED:
             breaker.exit(self._entered, _ANSWERED, now_s)
@@ -215,7 +216,7 @@ class Attempt:
         health = self.health
         health.in_flight -= 1
         health.breaker.exit(self._entered, result, now_s, retry_after_s)
-        if result is _FAILED:
+        if result is _FAILED and health.timed:
             health.observe_failure(now_s - self._started_s, now_s, streamed=self._streamed)
 
 
@@ -226,6 +227,13 @@ Place = tuple[str, str, str, str | None, str | None]
 def place_of(route: Route, target: Target) -> Place:
     """Where the health of a target is kept. Releases of an endpoint that share an upstream share its health."""
     return route.tenant, route.endpoint, target.url, target.model, target.api_key_ref
+
+
+def reads_latency(route: Route) -> bool:
+    """Whether anything of a route asks how fast its targets are: a choice by latency, or hedging."""
+    return route.policy.hedging.share > 0 or any(
+        release.choice.kind is Choice.PEAK_EWMA for release in route.releases if len(release.targets) > 1
+    )
 
 
 class HealthBook:
@@ -247,6 +255,7 @@ class HealthBook:
             health = self._kept[place] = TargetHealth(route.policy.breaker, self._rng)
         else:
             health.breaker.follow(route.policy.breaker)
+        health.timed = reads_latency(route)
         return health
 
     def of_release(self, route: Route, release: ReleaseRoute) -> tuple[TargetHealth, ...]:
