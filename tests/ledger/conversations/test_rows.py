@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_no_scope_sees_or_touches_anothers(rows: ConversationRows, scope: Conver
     other = ConversationScope(**parts)
     assert rows.get(other, "resp_1", now=NOW) is None
     assert rows.walk(other, "resp_1", now=NOW, depth_most=9).entries == ()
-    assert not rows.replace(other, "resp_1", b"taken over")
+    assert not rows.replace(other, replace(entry("resp_1"), sealed=b"taken over"))
     assert not rows.remove(other, "resp_1")
     assert not rows.remove(other, "resp_1", whole_thread=True)
     assert not rows.add(other, entry("resp_2"), expires_at=NOW + 9, conversation="conv_1")
@@ -144,12 +145,10 @@ def test_a_hole_in_the_history_is_told(rows: ConversationRows, scope: Conversati
 
 
 def test_content_can_be_replaced(rows: ConversationRows, scope: ConversationScope) -> None:
-    add(rows, scope, entry("resp_1"))
-    assert rows.replace(scope, "resp_1", b"other")
-    found = rows.get(scope, "resp_1", now=NOW)
-    assert found is not None
-    assert found.sealed == b"other"
-    assert not rows.replace(scope, "resp_9", b"other")
+    add(rows, scope, entry("resp_0"), entry("resp_1", "resp_0", start="resp_0"))
+    assert rows.replace(scope, Entry("resp_1", "ignored", 1.0, b"other", "ignored"))
+    assert rows.get(scope, "resp_1", now=NOW) == replace(entry("resp_1", "resp_0"), sealed=b"other")
+    assert not rows.replace(scope, entry("resp_9"))
     assert rows.get(scope, "resp_9", now=NOW) is None
 
 

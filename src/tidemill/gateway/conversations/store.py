@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -83,8 +83,15 @@ class Turn(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     @property
     def items(self) -> list[Item]:
-        """All items in order."""
+        """All items in order, removed ones included."""
         return [*self.input, *self.output]
+
+    def put(self, index: int, item: Item) -> None:
+        """Put another item in the place of one of ``items``."""
+        if index < len(self.input):
+            self.input[index] = item
+        else:
+            self.output[index - len(self.input)] = item
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +142,9 @@ class Vault:
         return AESGCM(hashlib.blake2b(salt, key=self._key, digest_size=32).digest())
 
 
+#: Type of what stands in the place of an item that was deleted, so that the others keep their numbers.
+REMOVED: Final = "removed"
+
 _encode: Final = msgspec.json.encode
 _turn: Final = msgspec.json.Decoder(Turn)
 
@@ -174,8 +184,13 @@ class Conversations:
             raise unknown_previous(previous)
         return self._gathered(scope, walk, walk.entries[0].thread)
 
-    async def conversation(self, scope: ConversationScope, conversation: str) -> History:
+    async def conversation(self, scope: ConversationScope, conversation: str, *, whole: bool = False) -> History:
         """What a conversation holds.
+
+        Args:
+            scope: whose.
+            conversation: its id.
+            whole: also what a summary stands for by now.
 
         Raises:
             Refusal: 404 ``conversation_not_found``, 400 ``conversation_too_deep``, 503.
@@ -183,7 +198,10 @@ class Conversations:
         entry, _ = await self.entry(scope, conversation, "conversation")
         if entry.head is None:
             return History(None, entry.entry_id, [], [])
-        return self._gathered(scope, await self._walk(scope, entry.head), entry.entry_id)
+        walk = await self._walk(scope, entry.head)
+        if whole:
+            walk = await self._to_the_first(scope, walk)
+        return self._gathered(scope, walk, entry.entry_id, whole=whole)
 
     async def entry(self, scope: ConversationScope, entry_id: str, kind: str) -> tuple[Entry, Turn]:
         """One entry with its content.
@@ -211,6 +229,7 @@ class Conversations:
         turn: Turn,
         *,
         after: History | None = None,
+        start: str | None = None,
         conversation: str | None = None,
     ) -> bool:
         """Keep a turn; when this returns, it is durable.
@@ -220,6 +239,7 @@ class Conversations:
             entry_id: its id.
             turn: its content.
             after: what it continues.
+            start: see ``Entry``.
             conversation: the conversation it is added to.
 
         Returns:
@@ -238,19 +258,38 @@ class Conversations:
             created_at=now,
             sealed=self._vault.seal(plain, scope.about(entry_id)),
             parent=after.head if after is not None else None,
-            start=after.start if after is not None else None,
+            start=start,
         )
         expires_at = now + self.retention.retention_s
         return await self._call(lambda: self._rows.add(scope, entry, expires_at=expires_at, conversation=conversation))
 
-    async def rewrite(self, scope: ConversationScope, entry_id: str, turn: Turn) -> bool:
+    async def rewrite(self, scope: ConversationScope, entry: Entry, turn: Turn) -> bool:
         """Give an entry other content; ``False`` if it is gone.
 
         Raises:
             Refusal: 503.
         """
-        sealed = self._vault.seal(_encode(turn), scope.about(entry_id))
-        return await self._call(lambda: self._rows.replace(scope, entry_id, sealed))
+        sealed = self._vault.seal(_encode(turn), scope.about(entry.entry_id))
+        changed = replace(entry, sealed=sealed, start=entry.start if turn.base is not None else None)
+        return await self._call(lambda: self._rows.replace(scope, changed))
+
+    async def take_out(self, scope: ConversationScope, history: History, index: int) -> None:
+        """Delete one item of a whole conversation, and the summaries of it, for they may tell what it said.
+
+        Raises:
+            Refusal: 503.
+        """
+        assert history.head is not None
+        entry_id, place = history.places[index]
+        walk = await self._to_the_first(scope, await self._walk(scope, history.head))
+        for entry in walk.entries:
+            turn = self._open(scope, entry)
+            found = entry.entry_id == entry_id
+            if found:
+                turn.put(place, {"id": history.items[index]["id"], "type": REMOVED})
+            if found or turn.base is not None:
+                turn.base = None
+                await self.rewrite(scope, entry, turn)
 
     async def remove(self, scope: ConversationScope, entry_id: str, *, whole_thread: bool = False) -> bool:
         """Delete an entry, or the whole thread it began; ``False`` if it was not there.
@@ -273,11 +312,19 @@ class Conversations:
         await asyncio.to_thread(self._threads.shutdown)
         self._rows.close()
 
+    async def _to_the_first(self, scope: ConversationScope, walk: Walk) -> Walk:
+        """Go on with a walk beyond the start that its head names."""
+        entries = list(walk.entries)
+        while walk.complete and entries[-1].parent is not None:
+            walk = await self._walk(scope, entries[-1].parent)
+            entries += walk.entries
+        return Walk(entries, walk.complete)
+
     async def _walk(self, scope: ConversationScope, head: str) -> Walk:
         most = self.retention.depth_most
         return await self._call(lambda: self._rows.walk(scope, head, now=self.now_s(), depth_most=most))
 
-    def _gathered(self, scope: ConversationScope, walk: Walk, thread: str) -> History:
+    def _gathered(self, scope: ConversationScope, walk: Walk, thread: str, *, whole: bool = False) -> History:
         if not walk.complete:
             if len(walk.entries) >= self.retention.depth_most:
                 text = (
@@ -289,12 +336,13 @@ class Conversations:
         items: list[Item] = []
         places: list[tuple[str, int]] = []
         head = walk.entries[0]
-        base = self._open(scope, head).base
+        base = None if whole else self._open(scope, head).base
         for entry in reversed(walk.entries):
             skip = base.skip if base is not None and entry.entry_id == head.start else 0
-            found = self._open(scope, entry).items[skip:]
-            items += found
-            places += [(entry.entry_id, skip + index) for index in range(len(found))]
+            for index, item in enumerate(self._open(scope, entry).items[skip:], skip):
+                if item["type"] != REMOVED:
+                    items.append(item)
+                    places.append((entry.entry_id, index))
         if base is not None and base.pinned:
             items = [*base.pinned, *items]
             places = [("", index) for index in range(len(base.pinned))] + places

@@ -57,7 +57,7 @@ return found
 
 _REPLACE: Final = """
 if redis.call('EXISTS', KEYS[1] .. 'e:' .. ARGV[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1] .. 'e:' .. ARGV[1], 'sealed', ARGV[2])
+redis.call('HSET', KEYS[1] .. 'e:' .. ARGV[1], 'sealed', ARGV[2], 'start', ARGV[3])
 return 1
 """
 
@@ -131,10 +131,10 @@ class RedisRows:
             found = self._walk(keys=[_prefix(scope)], args=[head, depth_most, int(now * 1000), *_FIELDS])
         return Walk.of([_entry(row) for row in found])
 
-    def replace(self, scope: ConversationScope, entry_id: str, sealed: bytes) -> bool:
+    def replace(self, scope: ConversationScope, entry: Entry) -> bool:
         """See ``ConversationRows.replace``."""
         with self._explained():
-            return bool(self._replace(keys=[_prefix(scope)], args=[entry_id, sealed]))
+            return bool(self._replace(keys=[_prefix(scope)], args=[entry.entry_id, entry.sealed, entry.start or ""]))
 
     def remove(self, scope: ConversationScope, entry_id: str, *, whole_thread: bool = False) -> bool:
         """See ``ConversationRows.remove``."""

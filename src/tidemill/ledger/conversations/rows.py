@@ -106,8 +106,8 @@ class ConversationRows(Protocol):
         """An entry and what it continues, back to its ``start``; at most ``depth_most`` entries."""
         ...
 
-    def replace(self, scope: ConversationScope, entry_id: str, sealed: bytes) -> bool:
-        """Give an entry other content; ``False`` if it is gone."""
+    def replace(self, scope: ConversationScope, entry: Entry) -> bool:
+        """Give the entry of this id another ``sealed`` and ``start``; ``False`` if it is gone."""
         ...
 
     def remove(self, scope: ConversationScope, entry_id: str, *, whole_thread: bool = False) -> bool:

@@ -52,7 +52,9 @@ _RENEW: Final = """INSERT INTO conversation_threads (project, tenant, api_key, t
     VALUES (:project, :tenant, :api_key, :thread, :expires_at)
     ON CONFLICT (project, tenant, api_key, thread) DO UPDATE SET expires_at = excluded.expires_at
     WHERE excluded.expires_at > conversation_threads.expires_at"""
-_REPLACE: Final = f"UPDATE conversation_entries SET sealed = :sealed WHERE {_MINE} AND entry_id = :entry_id"
+_REPLACE: Final = (
+    f"UPDATE conversation_entries SET sealed = :sealed, start = :start WHERE {_MINE} AND entry_id = :entry_id"
+)
 _REMOVE: Final = f"DELETE FROM conversation_entries WHERE {_MINE} AND entry_id = :entry_id RETURNING thread"
 _REMOVE_THREAD: Final = f"DELETE FROM conversation_entries WHERE {_MINE} AND thread = :entry_id RETURNING thread"
 _REMOVE_EMPTY: Final = f"""DELETE FROM conversation_threads WHERE {_MINE} AND thread = :thread AND NOT EXISTS (
@@ -128,10 +130,11 @@ class Statements:
             rows = run(_WALK, values)
         return Walk.of([_entry(row) for row in rows])
 
-    def replace(self, scope: ConversationScope, entry_id: str, sealed: bytes) -> bool:
+    def replace(self, scope: ConversationScope, entry: Entry) -> bool:
         """See ``ConversationRows.replace``."""
+        values = {**_named(scope), "entry_id": entry.entry_id, "sealed": entry.sealed, "start": entry.start}
         with self._transaction(True) as run:
-            return bool(run(_REPLACE, {**_named(scope), "entry_id": entry_id, "sealed": sealed}))
+            return bool(run(_REPLACE, values))
 
     def remove(self, scope: ConversationScope, entry_id: str, *, whole_thread: bool = False) -> bool:
         """See ``ConversationRows.remove``."""
