@@ -12,8 +12,10 @@ import pytest
 from tests.retrieval.test_scifact import SCIFACT, abstracts, claims
 from tidemill.gateway.routing import FEATURES, RoutingCall
 from tidemill.kernel import InvalidInput, Outcome
-from tidemill.loop.router_training import FittedRouter, ScoredRequest, fit_router
+from tidemill.loop.router_training import FittedRouter, ScoredRequest, fit_router, scored_pairs
 from tidemill.retrieval import index_passages, ndcg_at
+from tidemill.telemetry import StoredSpan
+from tidemill.telemetry.records import Content, Span
 
 SUMS = "Compute the total of {a} times {b} plus {c}, step by step."
 TALK = "Tell me something nice about {a} cats in {b} words."
@@ -80,6 +82,41 @@ def test_the_promised_loss_is_kept_where_the_small_model_is_worse_everywhere() -
 def test_what_cannot_be_learned_from_is_refused(requests: list[ScoredRequest], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         fit_router(requests)
+
+
+def answer(trace: int, release: str, arm: str | None, cost_usd: float, *, output: str, kept: bool = True) -> StoredSpan:
+    span = Span(
+        f"{trace:032x}", f"{arm}-{trace}", "demo", "default", "chat desk", "chat", 1000 - trace, 2000,
+        release=release, arm=arm, cost_usd=cost_usd,
+    )  # fmt: skip
+    content = Content(json.dumps([{"role": "user", "content": f"Question {trace}"}]), output) if kept else None
+    return StoredSpan(span, content, trace)
+
+
+def test_pairs_come_from_traces_that_both_models_answered() -> None:
+    spans = [
+        answer(1, "large", "control", 0.01, output="good"),
+        answer(1, "small", "shadow", 0.001, output="bad"),
+        answer(1, "small", None, 0.5, output="of an application, not of the gateway"),
+        answer(2, "small", "control", 0.001, output="good"),
+        answer(2, "large", "shadow", 0.02, output="good"),
+        answer(3, "large", "control", 0.01, output="good"),
+        answer(4, "large", "control", 0.01, output="good"),
+        answer(4, "small", "shadow", 0.001, output="unscored"),
+        answer(5, "large", "control", 0.01, output="good", kept=False),
+        answer(5, "small", "shadow", 0.001, output="good", kept=False),
+    ]
+    scores = {"good": 1.0, "bad": 0.0}
+
+    def judge(stored: StoredSpan) -> float | None:
+        return scores.get(stored.content.output) if stored.content else 1.0
+
+    pairs = scored_pairs(spans, judge, large="large")
+    assert [(pair.small, pair.large, pair.small_usd, pair.large_usd) for pair in pairs] == [
+        (1.0, 1.0, 0.001, 0.02),
+        (0.0, 1.0, 0.001, 0.01),
+    ]
+    assert b"Question 2" in pairs[0].call.messages
 
 
 def table(name: str, fitted: FittedRouter) -> str:

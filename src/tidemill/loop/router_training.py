@@ -13,13 +13,16 @@ test", 2021). Without enough data everything goes to the large model.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.evidence import Interval, mean_interval
 from tidemill.gateway.routing import FEATURES, RoutingCall, features, score_of
 from tidemill.kernel import InvalidInput, LearnedRouting, Outcome, Verdict
+
+if TYPE_CHECKING:
+    from tidemill.telemetry import StoredSpan
 
 _LEAST: Final = 60
 _CANDIDATES: Final = 20
@@ -44,6 +47,41 @@ class ScoredRequest:
     large: float
     small_usd: float
     large_usd: float
+
+
+def scored_pairs(
+    spans: Iterable[StoredSpan], score: Callable[[StoredSpan], float | None], *, large: str
+) -> list[ScoredRequest]:
+    """Scored requests out of traces in which both models answered: one live, the other in its shadow.
+
+    What was masked in the kept content is masked to the features too, and requests whose content was not kept are left
+    out, as are those of which either answer has no score.
+
+    Args:
+        spans: the gateway's, with content.
+        score: in [0, 1], of one answer; ``None`` where there is none.
+        large: digest of the large model's release; the other release of a trace is the small model's.
+
+    Returns:
+        The requests in the order in which they came.
+    """
+    traces: dict[str, dict[bool, StoredSpan]] = {}
+    for stored in spans:
+        if stored.span.arm is not None and stored.span.operation != "attempt":
+            traces.setdefault(stored.span.trace_id, {})[stored.span.release == large] = stored
+    found: list[tuple[int, ScoredRequest]] = []
+    for pair in traces.values():
+        content = pair[True].content if len(pair) == 2 else None
+        if content is None:
+            continue
+        small_score, large_score = score(pair[False]), score(pair[True])
+        if small_score is None or large_score is None:
+            continue
+        call = RoutingCall(messages=content.input.encode())
+        costs = [pair[place].span.cost_usd or 0.0 for place in (False, True)]
+        request = ScoredRequest(call, small_score, large_score, small_usd=costs[0], large_usd=costs[1])
+        found.append((min(stored.span.started_at_ns for stored in pair.values()), request))
+    return [request for _, request in sorted(found, key=lambda one: one[0])]
 
 
 @dataclass(frozen=True, slots=True)
