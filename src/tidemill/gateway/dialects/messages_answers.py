@@ -264,8 +264,10 @@ class MessagesStream:
             self._closed = True
             kind = found["error"].get("type") if isinstance(found["error"], dict) else None
             return b"event: error\ndata: %b\n\n" % write_error(_STREAM_STATUS.get(kind or "", 500), data)
-        with reading("An event of the stream"):
+        try:  # not reading(): this is the hot path
             return self._chunk(found)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InvalidInput(f"An event of the stream has another shape: {error}.") from error
 
     def _chunk(self, found: dict[str, Any]) -> bytes:
         written = b"" if self._begun else self._begin(found)
@@ -359,7 +361,8 @@ class MessagesStream:
         return written
 
     def _more(self, delta: dict[str, Any]) -> bytes:
-        return _written("content_block_delta", {"index": self._blocks - 1, "delta": delta})
+        form = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":%b}\n\n'
+        return form % (self._blocks - 1, _encode(delta))
 
     def _leave(self) -> bytes:
         if not self._open:

@@ -218,9 +218,11 @@ class AnthropicStream:
         if self._done or self._failed:
             return b""
         found = read_object(event.data, "An event of the provider's stream")
-        with reading("An event of the provider's stream"):
+        try:  # not reading(): this is the hot path
             handle = _HANDLERS.get(found.get("type") or "")
             return handle(self, found) if handle is not None else b""  # a ping, or an event of the future
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InvalidInput(f"An event of the provider's stream has another shape: {error}.") from error
 
     def _message_start(self, found: dict[str, Any]) -> bytes:
         message = found["message"]

@@ -61,13 +61,32 @@ class EventSplitter:
         if b"\n" not in data and b"\r" not in data:
             self._hold(data)
             return []
-        text = b"".join((*self._held, data))
+        text = b"".join((*self._held, data)) if self._held else data
         lines = text.split(b"\n") if b"\r" not in text else self._lines(text)
         self._held, self._held_bytes = [], 0
         self._hold(lines.pop())
+        if not self._started:
+            self._started = True
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+        return self._read(lines)
+
+    def _read(self, lines: list[bytes]) -> list[Event]:
         found: list[Event] = []
         for line in lines:
-            self._line(line, found)
+            if not line:
+                if self._data:
+                    found.append(Event(self._name, b"\n".join(self._data)))
+                    self._data, self._size = [], 0
+                self._name = b""
+            elif line.startswith(b"data:"):
+                value = line[6:] if line[5:6] == b" " else line[5:]
+                self._size += len(value)
+                self._check(self._size)
+                self._data.append(value)
+            elif line.startswith(b"event:"):
+                self._name = line[7:] if line[6:7] == b" " else line[6:]
+            elif line == b"data":  # a field without a colon has an empty value
+                self._data.append(b"")
         return found
 
     def _hold(self, piece: bytes) -> None:
@@ -86,24 +105,6 @@ class EventSplitter:
             self._skip_feed = True
         return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
 
-    def _line(self, line: bytes, found: list[Event]) -> None:
-        if not self._started:
-            self._started = True
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line:
-            if self._data:
-                found.append(Event(self._name, b"\n".join(self._data)))
-            self._name, self._data, self._size = b"", [], 0
-            return
-        field, _, value = line.partition(b":")
-        value = value[1:] if value[:1] == b" " else value
-        if field == b"data":
-            self._size += len(value)
-            self._check(self._size)
-            self._data.append(value)
-        elif field == b"event":
-            self._name = value
-
 
 class ChunkWriter:
     """Writes the chunks of one pivot stream.
@@ -117,7 +118,7 @@ class ChunkWriter:
             that did not ask for it does not stumble over an event without choices.
     """
 
-    __slots__ = ("created_s", "identity", "include_usage", "model", "service_tier")
+    __slots__ = ("_head", "_named", "created_s", "identity", "include_usage", "model", "service_tier")
 
     def __init__(self, model: str, identity: str, created_s: int, *, include_usage: bool) -> None:
         self.model = model
@@ -125,36 +126,47 @@ class ChunkWriter:
         self.created_s = created_s
         self.include_usage = include_usage
         self.service_tier: str | None = None
+        self._named: tuple[str, str, str | None] | None = None  # what _head was written for
+        self._head = b""
 
     def delta(self, delta: dict[str, Any], *, index: int = 0, logprobs: Any = None) -> bytes:
         """A chunk that adds to one choice."""
-        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": None}
-        if logprobs is not None:
-            choice["logprobs"] = logprobs
-        return self._chunk([choice])
+        extra = b"" if logprobs is None else b',"logprobs":%b' % _encode(logprobs)
+        return b'%b"choices":[{"index":%d,"delta":%b,"finish_reason":null%b}]}\n\n' % (
+            self._opening(),
+            index,
+            _encode(delta),
+            extra,
+        )
 
     def end(self, reasons: dict[int, str], usage: dict[str, Any] | None) -> bytes:
         """The last chunks: the finish reason of each choice, and the usage."""
         choices = [{"index": index, "delta": {}, "finish_reason": reason} for index, reason in reasons.items()]
         if usage is None:
-            return self._chunk(choices)
+            return self._chunk(choices, b"")
+        told = b',"usage":%b' % _encode(usage)
         if self.include_usage:
-            return self._chunk(choices) + self._chunk([], usage)
-        return self._chunk(choices, usage)
+            return self._chunk(choices, b"") + self._chunk([], told)
+        return self._chunk(choices, told)
 
-    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
-        chunk: dict[str, Any] = {
-            "id": self.identity,
-            "object": "chat.completion.chunk",
-            "created": self.created_s,
-            "model": self.model,
-            "choices": choices,
-        }
-        if self.service_tier is not None:
-            chunk["service_tier"] = self.service_tier
-        if usage is not None:
-            chunk["usage"] = usage
-        return b"data: %b\n\n" % _encode(chunk)
+    def _chunk(self, choices: list[dict[str, Any]], told: bytes) -> bytes:
+        return b'%b"choices":%b%b}\n\n' % (self._opening(), _encode(choices), told)
+
+    def _opening(self) -> bytes:
+        """What all chunks of a stream begin with, written once."""
+        named = (self.identity, self.model, self.service_tier)
+        if named != self._named:
+            self._named = named
+            head: dict[str, Any] = {
+                "id": self.identity,
+                "object": "chat.completion.chunk",
+                "created": self.created_s,
+                "model": self.model,
+            }
+            if self.service_tier is not None:
+                head["service_tier"] = self.service_tier
+            self._head = b"data: %b," % _encode(head)[:-1]
+        return self._head
 
 
 def error_event(error_json: bytes) -> bytes:
