@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.conftest import (
+    ONCE,
     RELEASE_1,
     RELEASE_2,
     RELEASE_3,
@@ -204,7 +205,8 @@ def test_upstream_keys_are_resolved_and_sent(tmp_path: Path, start: Callable[...
 def test_answers_are_copied_to_the_shadow(start: Callable[..., RunningGateway], upstream: ScriptedUpstream) -> None:
     with ScriptedUpstream(words=("other",), delay_s=0.05) as second:
         shadow = dataclasses.replace(target(second.url, RELEASE_3, model="m3"), arm=Arm.SHADOW)
-        gateway = start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),), shadow=shadow))
+        releases = (target(upstream.url),)
+        gateway = start(Route(endpoint="desk", tenant="default", releases=releases, shadow=shadow, policy=ONCE))
         assert b"from" in one(gateway, ask(stream=True, stream_options={"include_usage": True}))[1]
         upstream.faults.append(Fault.SERVER_ERROR)
         assert one(gateway, ask())[0] == 500  # not answered, so not copied

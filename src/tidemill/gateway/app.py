@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from tidemill.gateway.answers import Refusal
 from tidemill.gateway.backing import ConversationDesk
 from tidemill.gateway.delivery import Client
-from tidemill.gateway.exchange import Exchange, Incoming
+from tidemill.gateway.exchange import Exchange
 from tidemill.gateway.front import Front, Request
 from tidemill.gateway.metrics import Metrics
 from tidemill.gateway.operations import OPERATIONS, RESPONSES, TRANSLATED, Operation
@@ -236,9 +236,9 @@ class Gateway:
             Refusal: it may not be made, or cannot be read.
         """
         table, key = self.admit(request)
-        late = table.expired(time_ns() / 1e9)
-        if late is not None:
-            raise Refusal(503, late, "snapshot_expired")
+        now_s = time_ns() / 1e9
+        if now_s > table.ends_s:
+            raise Refusal(503, table.expired(now_s) or "The routing snapshot ran out.", "snapshot_expired")
         if key.operations and operation.name not in key.operations:
             allowed = ", ".join(key.operations)
             text = f"The API key '{key.name}' may not ask for '{operation.name}', only for: {allowed}."
@@ -258,8 +258,7 @@ class Gateway:
             known = ", ".join(f"'{name}'" for name in table.endpoints(key.tenant)) or "none yet"
             text = f"There is no model '{asked.model[:200]}'. The endpoints there are: {known}."
             raise Refusal(404, text, "model_not_found", param="model")
-        incoming = Incoming(request, asked, body, key, junction, operation, dialect, conversation)
-        Exchange(self, front, incoming).start()
+        Exchange(self, front, request, asked, body, key, junction, operation).start(dialect, conversation)
 
     def _renewed(self, table: RoutingTable) -> RoutingTable:
         """The newest table, for what ``table`` does not know may stand in a snapshot written a moment ago."""

@@ -8,16 +8,29 @@ of it has reached anybody, so another attempt may take its place.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic, time, time_ns
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
+
 from tidemill.gateway.answers import error_body
-from tidemill.gateway.calls import Message
 from tidemill.gateway.failures import Cause, Failed, event_failure, reading, retry_facts
 from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Heard, hear_body
+from tidemill.gateway.routing import Attempt as HealthAttempt
 from tidemill.gateway.routing import AttemptResult
-from tidemill.gateway.streams import DONE, DONE_WITHIN, Trouble, View, is_object, opening, trouble, whole_events
+from tidemill.gateway.streams import (
+    DONE,
+    DONE_WITHIN,
+    Trouble,
+    View,
+    is_object,
+    opening,
+    read_event,
+    trouble,
+    whole_events,
+)
 from tidemill.gateway.upstream import AnswerHead, Failure, UpstreamConnection, UpstreamPool, Waits
 from tidemill.kernel import UserError
 from tidemill.models.providers import StreamTranslator, UnsupportedField
@@ -25,12 +38,19 @@ from tidemill.models.providers import StreamTranslator, UnsupportedField
 if TYPE_CHECKING:
     from tidemill.gateway.snapshots import Lane
 
-_JSON: Final = (b"application/json", b"application/problem+json")
+_JSON: Final = b"application/json"
+_JSONS: Final = (_JSON, b"application/problem+json")
 _SSE: Final = b"text/event-stream"
 _EVENT_BYTES_MOST: Final = 1 << 20
 _ERROR_BYTES_MOST: Final = 1 << 16
+_EVENT: Final = b"data: {"
+_EVENT_END: Final = b"\n\n"
 _JOINED_BYTES: Final = 1 << 14  # a body up to this is cheaper joined with its head than written by itself
+_ANSWERED: Final = AttemptResult.ANSWERED
 _BODYLESS: Final = frozenset((204, 304))
+
+
+Forward = Callable[[bytes, msgspec.Raw], None]
 
 
 class Caller(Protocol):
@@ -39,8 +59,8 @@ class Caller(Protocol):
     operation: Operation
     streamed: bool
 
-    def message(self, lane: Lane) -> Message:
-        """The call as this target wants it.
+    def message(self, lane: Lane) -> tuple[bytes, bytes]:
+        """Head and body of the call as this target wants it.
 
         Raises:
             UserError: it cannot serve the request.
@@ -51,8 +71,12 @@ class Caller(Protocol):
         """The request in the pivot's format, for a dialect that needs it to read the answer."""
         ...
 
-    def opened(self, attempt: Attempt) -> None:
-        """It has begun to answer; the next calls bring what it says."""
+    def opened(self, attempt: Attempt) -> Forward | None:
+        """It has begun to answer; the next calls bring what it says.
+
+        Returns:
+            What may be called instead of ``events`` with one event that is good and not the last, and its usage.
+        """
         ...
 
     def events(self, attempt: Attempt, data: bytes) -> None:
@@ -92,36 +116,35 @@ class Attempt:
         sse: whether the answer is a stream of events.
         opened: whether anything of it has been passed on.
         over: whether it has told its end, or was given up.
-        opened_ns: when it opened or was complete; 0 before.
+        opened_ns: when it opened; 0 before, and for a whole answer.
     """
 
-    __slots__ = (
-        "_caller", "_connecting", "_connection", "_first_token_at", "_health", "_hold_bytes", "_passes", "_pool",
-        "_renewed", "_rest", "_size", "_translator", "_waits", "done_seen", "head", "held", "lane", "opened",
-        "opened_ns", "over", "sse", "started_ns", "status",
-    )  # fmt: skip
+    # What most attempts never change stays here: one of these objects is made per request.
+    status = 0
+    head: AnswerHead | None = None
+    sse = opened = over = done_seen = False
+    opened_ns = 0
+    _connection: UpstreamConnection | None = None
+    _connecting: asyncio.Task[None] | None = None
+    _translator: StreamTranslator | None = None
+    _forward: Forward | None = None  # of an opened stream whose events pass unchanged
+    _health: HealthAttempt | None = None
+    _renewed = _passes = False
+    _first_token_at = 0.0
+    _body = b""  # of a whole answer, while it came in one piece
+    _held: list[bytes] | None = None
+    _rest = b""
+    _size = 0
 
     def __init__(self, caller: Caller, lane: Lane, pool: UpstreamPool, waits: Waits, hold_bytes: int) -> None:
         self.lane = lane
-        self.status = 0
-        self.head: AnswerHead | None = None
-        self.sse = self.opened = self.over = self.done_seen = False
-        self.opened_ns = 0
         self.started_ns = time_ns()
-        self.held: list[bytes] = []
         self._caller = caller
         self._pool = pool
         self._waits = waits
         self._hold_bytes = hold_bytes
-        self._connection: UpstreamConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._translator: StreamTranslator | None = None
-        self._renewed = self._passes = False
-        self._rest = b""
-        self._size = 0
-        now = monotonic()
-        self._first_token_at = now + waits.first_byte_timeout_s
-        self._health = lane.health.begin(now, streamed=caller.streamed)
+        if not lane.alone:
+            self._health = lane.health.begin(monotonic(), streamed=caller.streamed)
 
     # -- for the caller ---------------------------------------------------------------------------------------
 
@@ -151,6 +174,11 @@ class Attempt:
             self._connection.resume()
 
     @property
+    def held(self) -> bytes:
+        """What has come and was passed on to nobody."""
+        return b"".join((self._body, *(self._held or ())))
+
+    @property
     def asked(self) -> bool:
         """Whether the upstream has got the request, so that it may charge for it."""
         return self._connection is not None or self.status != 0
@@ -172,48 +200,76 @@ class Attempt:
         except UserError as error:
             self._connection = None
             self._pool.give_back(connection)
-            field = error.field if isinstance(error, UnsupportedField) else None
-            self._fail(unsupported(error, field))
+            self._fail(unsupported(error))
             return
-        connection.start(
-            self, head + body if len(body) < 16384 else head, b"" if len(body) < 16384 else body, self._waits
-        )
+        if len(body) < _JOINED_BYTES:
+            connection.start(self, head + body, b"", self._waits)
+        else:
+            connection.start(self, head, body, self._waits)
+        self._first_token_at = connection.deadline
 
     def on_head(self, status: int, headers: AnswerHead) -> None:
         """Keep status and headers; they go nowhere before there is something to say."""
         self.status = status
         self.head = headers
-        if status >= 300:
-            return
-        kind, dialect = headers.content_type, self.lane.dialect
+        kind = headers.content_type
+        if status < 300 and (kind != _JSON or headers.passed):
+            self._look_at(kind, headers.passed)
+
+    def _look_at(self, kind: bytes, passed: bytes) -> None:
+        """What a good answer is, if it is not plain JSON."""
+        lane = self.lane
         self.sse = kind.startswith(_SSE)
-        if dialect is not None and (self.sse or kind.startswith(dialect.stream_type)):
+        if lane.dialect is not None and (self.sse or kind.startswith(lane.dialect.stream_type)):
             self.sse = True
             caller = self._caller
-            self._translator = dialect.stream(
-                caller.operation.name, caller.pivot_body(), model=self.lane.place.model, now_s=time()
+            self._translator = lane.dialect.stream(
+                caller.operation.name, caller.pivot_body(), model=lane.place.model, now_s=time()
             )
         if self.sse:
             self._await_first_token()
         else:
-            self._passes = not kind.startswith(_JSON) or b"content-encoding" in headers.passed.lower()
+            self._passes = not kind.startswith(_JSONS) or b"content-encoding" in passed.lower()
 
     def on_data(self, data: bytes) -> None:
         """Hold, or pass on."""
         if self.sse:
+            forward = self._forward
+            # The common event of an opened stream, all by itself in this read: JSON without an error in it.
+            if forward is not None and data[:7] == _EVENT and data[-2:] == _EVENT_END and not self._rest:
+                try:
+                    event = read_event(data[6:])
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    pass  # several events, or a bad one
+                else:
+                    if not event.error:
+                        forward(data, event.usage)
+                        return
             self._hear_events(data)
         elif self.opened:
             self._caller.piece(self, data)
+        elif not self._body and len(data) <= self._hold_bytes and not self._passes:
+            self._body = data
         else:
-            self.held.append(data)
-            self._size += len(data)
-            if self.status >= 300:
-                if self._size > _ERROR_BYTES_MOST:
-                    self._fail(self._status_failure())
-            elif self._passes or (self._size > self._hold_bytes and self.lane.dialect is None):
-                self._open()
-                self._caller.piece(self, b"".join(self.held))
-                self.held = []
+            self._hold(data)
+
+    def _hold(self, data: bytes) -> None:
+        if self._held is None:
+            self._held = []
+            self._size = len(self._body)
+        self._held.append(data)
+        self._size += len(data)
+        if self.status >= 300:
+            if self._size > _ERROR_BYTES_MOST:
+                self._fail(self._status_failure())
+        elif self._passes or (self._size > self._hold_bytes and self.lane.dialect is None):
+            held = self._unheld()
+            self._open()
+            self._caller.piece(self, held)
+
+    def _unheld(self) -> bytes:
+        held, self._held, self._body = self.held, None, b""
+        return held
 
     def on_done(self) -> None:
         """The answer is complete."""
@@ -223,7 +279,7 @@ class Attempt:
         if self.sse:
             self._end_events()
         elif self.opened:
-            self._finish(AttemptResult.ANSWERED)
+            self._finish(_ANSWERED)
             self._caller.ended(self)
         elif self.status >= 300:
             self._fail(self._status_failure())
@@ -236,7 +292,7 @@ class Attempt:
         if self.over:
             return
         if self.done_seen:  # only the framing is missing
-            self._finish(AttemptResult.ANSWERED)
+            self._finish(_ANSWERED)
             self._caller.ended(self)
             return
         stale = failure.untouched and failure.kind == "lost" and connection is not None and not connection.fresh
@@ -258,11 +314,11 @@ class Attempt:
     # -- whole answers ----------------------------------------------------------------------------------------
 
     def _end_whole(self) -> None:
-        body = self.held[0] if len(self.held) == 1 else b"".join(self.held)
-        dialect = self.lane.dialect
-        if dialect is not None:
+        body = self._body if self._held is None else self.held
+        lane = self.lane
+        if lane.dialect is not None:
             try:
-                body = dialect.answer(self._caller.operation.name, body, model=self.lane.place.model, now_s=time())
+                body = lane.dialect.answer(self._caller.operation.name, body, model=lane.place.model, now_s=time())
             except UserError as error:
                 self._fail(malformed(str(error), self.status))
                 return
@@ -272,14 +328,14 @@ class Attempt:
         elif heard.error:
             self._fail(event_failure(heard.error)._replace(head_status=self.status))
         else:
-            self.opened_ns = time_ns()
-            self._health.first_token(monotonic())
-            self._finish(AttemptResult.ANSWERED)
+            if self._health is not None:
+                self._health.first_token(monotonic())
+            self._finish(_ANSWERED)
             self._caller.answered(self, body, heard)
 
     def _status_failure(self) -> Failed:
         assert self.head is not None
-        status, body = self.status, b"".join(self.held)[:_ERROR_BYTES_MOST]
+        status, body = self.status, self.held[:_ERROR_BYTES_MOST]
         if self.lane.dialect is not None:
             status, body = self.lane.dialect.error(status, body)
         wait_s, again = retry_facts(self.head.passed, time())
@@ -327,12 +383,14 @@ class Attempt:
         if found is not None:
             self._fail(_event_trouble(found, self.status))
             return
-        self.held.append(data)
+        if self._held is None:
+            self._held = []
+        self._held.append(data)
         self._size += len(data)
         if view is View.NOTHING and self._size <= self._hold_bytes:
             self._await_first_token()
             return
-        held, self.held = b"".join(self.held), []
+        held = self._unheld()
         self._open()
         later = trouble(held)
         self._caller.events(self, held if later is None else held[: later.at])
@@ -352,7 +410,7 @@ class Attempt:
         elif not self.opened:
             self._fail(malformed("the stream ended without saying anything", self.status))
         else:
-            self._finish(AttemptResult.ANSWERED)
+            self._finish(_ANSWERED)
             self._caller.ended(self)
 
     def _await_first_token(self) -> None:
@@ -365,19 +423,25 @@ class Attempt:
     def _open(self) -> None:
         self.opened = True
         self.opened_ns = time_ns()
-        self._health.first_token(monotonic())
-        self._caller.opened(self)
+        if self._health is not None:
+            self._health.first_token(monotonic())
+        forward = self._caller.opened(self)
+        if self._translator is None:
+            self._forward = forward
 
     def _fail(self, failed: Failed) -> None:
         if self.over:
             return
+        if self._health is None:  # a target without rivals is only looked at when it fails: how long it wants rest
+            self._health = self.lane.health.begin(monotonic(), streamed=self._caller.streamed)
         self._finish(reading(failed).result, failed.retry_after_s)
         self._drop()
         self._caller.failed(self, failed)
 
     def _finish(self, result: AttemptResult, retry_after_s: float | None = None) -> None:
         self.over = True
-        self._health.end(result, monotonic(), retry_after_s)
+        if self._health is not None:
+            self._health.end(result, monotonic(), retry_after_s)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -393,8 +457,9 @@ def malformed(detail: str, head_status: int, cause: Cause = Cause.MALFORMED) -> 
     return Failed(cause, 502, f"upstream_{cause}", detail, head_status=head_status or None)
 
 
-def unsupported(error: UserError, field: str | None) -> Failed:
+def unsupported(error: UserError) -> Failed:
     """A request that the target's provider cannot serve."""
+    field = error.field if isinstance(error, UnsupportedField) else None
     body = error_body(400, str(error), "unsupported_field" if field else "unsupported", field)
     return Failed(Cause.UNSUPPORTED, 400, "unsupported", str(error), body)
 

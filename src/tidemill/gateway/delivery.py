@@ -6,7 +6,10 @@ The finished record is written before the client's last byte. For a stream the l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from tidemill.gateway.answers import status_line
 from tidemill.gateway.streams import DONE, DONE_WITHIN, without_usage
@@ -131,6 +134,23 @@ class Passing:
         if data_out or self._head:
             self._write(chunk(data_out) if self._chunked else data_out)
         return False
+
+    def forwarder(self, keep: Callable[[bytes], None]) -> Callable[[bytes, msgspec.Raw], None]:
+        """What passes one event on that is good and not the last.
+
+        Args:
+            keep: called with each event, for the record.
+        """
+        write, chunked, strips, translator = self._front.write, self._chunked, self._strip_usage, self._translator
+
+        def forward(data: bytes, usage: msgspec.Raw) -> None:
+            keep(data)
+            if translator is not None or (strips and usage and bytes(usage) != b"null"):
+                self.events(data)
+            else:
+                write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
+
+        return forward
 
     def finish(self) -> bytes:
         """What the client's dialect has to say at the end; it waits for the record: see ``add``."""

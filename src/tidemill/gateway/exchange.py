@@ -11,18 +11,18 @@ import asyncio
 import logging
 from math import ceil
 from time import monotonic, time_ns
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from tidemill.gateway.answers import Refusal, error_body
-from tidemill.gateway.attempts import Attempt
+from tidemill.gateway.answers import Refusal, error_body, status_line
+from tidemill.gateway.attempts import Attempt, Forward, malformed
 from tidemill.gateway.delivery import Client, Passing, head_of
 from tidemill.gateway.failures import Cause, Failed
 from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Asked, Heard, hear_body, hear_stream
 from tidemill.gateway.preparing import Preparation
-from tidemill.gateway.recording import Capture, Recording, nothing
+from tidemill.gateway.recording import Capture, Recording, nothing, usage_heard
 from tidemill.gateway.snapshots import Junction
-from tidemill.kernel import ApiKey
+from tidemill.kernel import ApiKey, UserError
 from tidemill.telemetry.records import Content
 
 if TYPE_CHECKING:
@@ -38,30 +38,8 @@ _log = logging.getLogger(__name__)
 _BODYLESS: Final = frozenset((204, 304))
 _SHORT_S: Final = 5.0  # a deadline nearer than this gets an alarm of its own; the sweep sees to the rest
 _BROKE_OFF: Final = error_body(502, "The answer broke off upstream.", "upstream_broke_off")
+_JSON: Final = b"application/json"
 _EVENT_STREAM: Final = b"text/event-stream; charset=utf-8"
-
-
-class Incoming(NamedTuple):
-    """A request that may be made.
-
-    Args:
-        request, asked: the request, and what was read of its body.
-        body: the body in the pivot's format.
-        key: who asks.
-        junction: where the endpoint leads.
-        operation: what is asked.
-        dialect: what the client speaks, if not the pivot.
-        conversation: the same dialect, where it has steps of its own.
-    """
-
-    request: Request
-    asked: Asked
-    body: bytes
-    key: ApiKey
-    junction: Junction
-    operation: Operation
-    dialect: ClientDialect | None = None
-    conversation: ResponsesDialect | None = None
 
 
 class Exchange(Recording):
@@ -70,82 +48,102 @@ class Exchange(Recording):
     Args:
         gateway: the worker's parts.
         front: the client's connection.
-        incoming: the request.
+        request, asked: the request, and what was read of its body.
+        body: the body in the pivot's format.
+        key: who asks.
+        junction: where the endpoint leads.
+        operation: what is asked.
     """
 
     # What most calls never change stays here: one of these objects is made per request.
+    _dialect: ClientDialect | None = None
+    _whole = b""  # the answer, until its record is written
     _preparation: Preparation | None = None
     _task: asyncio.Task[None] | None = None
     _passing: Passing | None = None
     _untraced = False
     _ending = False  # an opened answer has come to its end and waits for what is due before the record
 
-    def __init__(self, gateway: Gateway, front: Client, incoming: Incoming) -> None:
-        request, asked, body, key, junction, operation, dialect, conversation = incoming
+    def __init__(
+        self,
+        gateway: Gateway,
+        front: Client,
+        request: Request,
+        asked: Asked,
+        body: bytes,
+        key: ApiKey,
+        junction: Junction,
+        operation: Operation,
+    ) -> None:
         self.operation = operation
+        self.request = request
+        self.asked = asked
+        self.body = body
+        self.key = key
+        self.junction = junction
         self.streamed = bool(asked.stream)
         self._gateway = gateway
         self._front = front
-        self._incoming = incoming
-        self._request = request
-        self._asked = asked
-        self._body = body
-        self._key = key
-        self._junction = junction
-        self._dialect = dialect
-        self._conversation = conversation
-        self._started_ns = time_ns()
+        self._started_ns = started_ns = time_ns()
         self._deadline_s = monotonic() + junction.total_s
-        self._identity = gateway.ids.identify(request.traceparent)
-        self._session = gateway.session_of(front, request, asked, key, junction, self._started_ns)
-        self._user_key = gateway.user_key(asked.user)
-        self._branch = junction.by_release.get(self._session.release, junction.control)
-        self._lane = self._branch.lanes[0]
+        self.identity = gateway.ids.identify(request.traceparent)
+        self._session = session = gateway.session_of(front, request, asked, key, junction, started_ns)
+        if asked.user is not None:
+            self._user_key = gateway.user_key(asked.user)
+        self._branch = branch = junction.by_release.get(session.release, junction.control)
+        self.lane = branch.lanes[0]
         self._attributes = {}
 
-    def start(self) -> None:
-        """Take the steps that the endpoint has, write the intent, then call an upstream."""
+    def start(self, dialect: ClientDialect | None = None, conversation: ResponsesDialect | None = None) -> None:
+        """Take the steps that the endpoint has, write the intent, then call an upstream.
+
+        Args:
+            dialect: what the client speaks, if not the pivot.
+            conversation: the same one, where it has steps of its own.
+        """
         self._front.attend(self)
-        gateway, junction = self._gateway, self._junction
+        gateway, junction = self._gateway, self.junction
         gateway.metrics.in_flight += 1
         gateway.live.add(self)
+        if dialect is not None:
+            self._dialect, self.conversation = dialect, conversation
         if junction.total_s < _SHORT_S:
+            self._timed = True
             loop = asyncio.get_running_loop()
             self._alarm = loop.call_later(junction.total_s, self.expire, self._deadline_s)
-        if not junction.prepares and self._conversation is None:
-            gateway.journal.add(self._key.tenant, self._intent(), self._intended)
+        if not junction.prepares and conversation is None:
+            gateway.journal.add(self.key.tenant, self._intent(), self._intended)
             return
         if junction.plan is not None:
             from tidemill.gateway.guarding import Guarding
 
+            self._timed = True
             self.guarding = Guarding(junction.plan, self.operation.name, self.blocked)
-        self._preparation = Preparation(
-            gateway, self, self._incoming, request_id=self._identity.span_id, release=self._lane.release.release
-        )
+        self._preparation = Preparation(gateway, self)
         self._preparation.start()
 
     def prepared(self, body: bytes) -> None:
         """All steps are taken. ``body`` is the request to send."""
-        self._body = body
+        self.body = body
         if self.ticket is not None and self.ticket.attributes:
-            self._bounds_output = self.operation.says_text and self._asked.output_tokens_most is None
-        self._gateway.journal.add(self._key.tenant, self._intent(), self._intended)
+            self._bounds_output = self.operation.says_text and self.asked.output_tokens_most is None
+        self._gateway.journal.add(self.key.tenant, self._intent(), self._intended)
 
     def _intended(self, written: bool) -> None:
         if self._over:
             return
         if not written:
-            if not self._junction.policy.untraced:
+            if not self.junction.policy.untraced:
                 self._gateway.metrics.event("refused_untraceable")
                 text = "The gateway cannot record requests at present, so it makes none."
                 self.refused(Refusal(503, text, "not_recordable"))
                 return
             self._untraced = True
             self._gateway.untraced()
-        self._junction.budget.deposit()
+        self.junction.budget.deposit()
         self._pursue()
         if self.guarding is not None and not self._over:
-            self.guarding.alongside(self._body)
+            self.guarding.alongside(self.body)
 
     # -- answers of the gateway's own -------------------------------------------------------------------------
 
@@ -159,7 +157,7 @@ class Exchange(Recording):
         if self.ticket is not None:
             self.ticket.cancel()
         self._gateway.refused(refusal.status)
-        headers = self._gateway.origin_header(self._request)
+        headers = self._gateway.origin_header(self.request)
         if refusal.retry_after_s is not None:
             headers += b"retry-after: %d\r\n" % max(1, ceil(refusal.retry_after_s))
         self._front.answer(refusal.status, self._told(refusal.status, refusal.body()), headers=headers)
@@ -205,16 +203,14 @@ class Exchange(Recording):
             else:
                 self._answer(self._status, self._told(self._status, blocked.refusal().body()))
 
-        content = Content(
-            blocked.content if is_input else self._asked.input_text(), "" if is_input else blocked.content
-        )
+        content = Content(blocked.content if is_input else self.asked.input_text(), "" if is_input else blocked.content)
         self._record("error", "guardrail_blocked", deliver, content=content)
 
     def _deliver_refusing(self, blocked: Blocked) -> None:
         from tidemill.gateway.cache import stream_of
 
         body = blocked.answer(
-            model=self._asked.model, answer_id=self._identity.trace_id, created_s=self._started_ns // 1_000_000_000
+            model=self.asked.model, answer_id=self.identity.trace_id, created_s=self._started_ns // 1_000_000_000
         )
         kind = b"application/json"
         if self.streamed:
@@ -241,38 +237,39 @@ class Exchange(Recording):
         """Record a whole answer, then let the client have it."""
         if self._over:
             return
-        self._settle_on(attempt)
         self._status = attempt.status
-        if self.guarding is None and self._conversation is None:
-            self._record("ok", None, lambda _: self._deliver_whole(attempt, body), heard)
-            if self.cache_key is not None:
-                self._keep_answer(self.cache_key, body, heard, streamed=False)
-        elif self.guarding is None:
-            self._keep_whole(attempt, body, heard)
-        else:
+        if self._made > 1 or self._timed:
+            self._settle_on(attempt)
+        self._settled = True
+        if self.guarding is not None:
             self.guarding.whole(
-                body, lambda passed: self._keep_whole(attempt, passed, heard if passed is body else hear_body(passed))
+                body, lambda passed: self._conclude(passed, heard if passed is body else hear_body(passed))
             )
+        else:
+            self._conclude(body, heard)
 
-    def _keep_whole(self, attempt: Attempt, body: bytes, heard: Heard) -> None:
-        conversation = self._conversation
-        if conversation is None:
-            self._record("ok", None, lambda _: self._deliver_whole(attempt, body), heard)
-            if self.cache_key is not None:
-                self._keep_answer(self.cache_key, body, heard, streamed=False)
+    def _conclude(self, body: bytes, heard: Heard) -> None:
+        if self.conversation is not None:
+            self._task = self._gateway.spawn(self._keep_turn(self.conversation, body, heard))
             return
+        self._whole = body
+        self._record("ok", None, self._deliver_whole, heard)
+        if self.cache_key is not None:
+            self._keep_answer(self.cache_key, body, heard, streamed=False)
 
-        async def keep() -> None:
+    async def _keep_turn(self, conversation: ResponsesDialect, body: bytes, heard: Heard) -> None:
+        try:
             kept = await conversation.keep(conversation.answer(body))
-            self._task = None
-            if not self._over:
-                self._record("ok", None, lambda _: self._answer(200, kept), heard)
-
-        self._task = self._gateway.spawn(keep())
+        except UserError as error:
+            self._give_up(malformed(str(error), self._status))
+            return
+        self._task = None
+        if not self._over:
+            self._record("ok", None, lambda _: self._answer(200, kept), heard)
 
     def _keep_answer(self, key: CacheKey, body: bytes, heard: Heard, *, streamed: bool) -> None:
         """Keep the answer for the next who asks the same."""
-        cache = self._junction.cache
+        cache = self.junction.cache
         if cache is not None:
             cache.keep(
                 key,
@@ -280,29 +277,41 @@ class Exchange(Recording):
                 streamed=streamed,
                 body=body,
                 finish_reasons=heard.finish_reasons,
-                trace_id=self._identity.trace_id,
-                usage=self._usage,
+                trace_id=self.identity.trace_id,
+                usage=usage_heard(self.operation, self.asked, heard),
             )
 
-    def _deliver_whole(self, attempt: Attempt, body: bytes) -> None:
+    def _deliver_whole(self, _written: bool) -> None:
         if self._over:
             return
         self._over = True
-        head, front = attempt.head, self._front
+        attempt, front, body = self._attempt, self._front, self._whole
+        assert attempt is not None
+        head = attempt.head
         assert head is not None
         kind = head.content_type
-        if attempt.lane.dialect is not None or self._dialect is not None:
-            kind = b"application/json"
         if self._dialect is not None:
-            body = self._dialect.answer(body)
-        framing = b"" if attempt.status in _BODYLESS else b"\r\ncontent-length: %d" % len(body)
+            body, kind = self._dialect.answer(body), _JSON
+        elif attempt.lane.dialect is not None:
+            kind = _JSON
         stays = front.stays
-        front.write(head_of(attempt.status, kind, framing, head.passed + self._trace_headers(), stays=stays) + body)
+        front.write(
+            b"%bcontent-type: %b%b\r\n%b%b%b%b"
+            % (
+                status_line(attempt.status),
+                kind,
+                b"" if attempt.status in _BODYLESS else b"\r\ncontent-length: %d" % len(body),
+                head.passed,
+                self._trace_headers(),
+                b"\r\n" if stays else b"connection: close\r\n\r\n",
+                body,
+            )
+        )
         front.finished(stays=stays)
 
     # -- answers that are passed on as they come --------------------------------------------------------------
 
-    def opened(self, attempt: Attempt) -> None:
+    def opened(self, attempt: Attempt) -> Forward | None:
         """Prepare to pass an answer on."""
         self._settle_on(attempt)
         head = attempt.head
@@ -314,7 +323,7 @@ class Exchange(Recording):
         chunked, framing = False, b""
         if head.length is not None and not sse:
             framing = b"\r\ncontent-length: " + head.length
-        elif attempt.status not in _BODYLESS and self._request.modern:
+        elif attempt.status not in _BODYLESS and self.request.modern:
             chunked, framing = True, b"\r\ntransfer-encoding: chunked"
         translates = sse and (attempt.lane.dialect is not None or self._dialect is not None)
         lines = head.passed + self._trace_headers()
@@ -337,6 +346,7 @@ class Exchange(Recording):
             self.guarding.begin(self._pass, self._finish, events=sse)
         if front.slow:
             attempt.pause()
+        return self._passing.forwarder(self._capture.add) if self.guarding is None else None
 
     def events(self, attempt: Attempt, data: bytes) -> None:
         """Whole events of a stream: pass them on, with the last one comes the record."""
@@ -407,7 +417,7 @@ class Exchange(Recording):
     def _end_stream(self, heard: Heard | None = None) -> None:
         """The stream has said its last: keep what must be kept, then record."""
         self._ending = True
-        passing, capture, conversation = self._passing, self._capture, self._conversation
+        passing, capture, conversation = self._passing, self._capture, self.conversation
         assert passing is not None
         assert capture is not None
         if capture.cut:
@@ -440,14 +450,14 @@ class Exchange(Recording):
 
     def _give_up(self, failed: Failed) -> None:
         """Tell the client that there is no answer."""
-        _log.warning("trace %s: %s: %s", self._identity.trace_id, failed.error_type, failed.detail)
+        _log.warning("trace %s: %s: %s", self.identity.trace_id, failed.error_type, failed.detail)
         self._status = failed.status
         self._record("error", failed.error_type, lambda _: self._deliver_failure(failed), failed=failed)
 
     def _deliver_failure(self, failed: Failed) -> None:
         status, body = failed.status, failed.body
         if not body:
-            text = f"The model behind '{self._asked.model}' gave no complete answer. Try again, or see the trace."
+            text = f"The model behind '{self.asked.model}' gave no complete answer. Try again, or see the trace."
             code = "upstream_timeout" if status == 504 else "upstream_failed"
             body = error_body(status, text, code)
         self._answer(status, self._told(status, body), failed.passed)
@@ -458,7 +468,7 @@ class Exchange(Recording):
             if self._ending and self._passing is not None and not self._over:
                 self._over = self._passing.ended()  # it had said its last; only the framing is missing
             return
-        _log.warning("trace %s: %s: %s", self._identity.trace_id, failed.error_type, failed.detail)
+        _log.warning("trace %s: %s: %s", self.identity.trace_id, failed.error_type, failed.detail)
         passing, attempt = self._passing, self._attempt
         assert passing is not None
         if attempt is not None:
@@ -485,12 +495,13 @@ class Exchange(Recording):
         self._give_up(failed)
 
     def _trace_headers(self) -> bytes:
-        headers = f"x-tidemill-trace-id: {self._identity.trace_id}\r\n".encode() + self._lane.answer_header
-        if self._untraced:
-            headers += b"x-tidemill-untraced: 1\r\n"
-        if self._dialect is not None:
-            headers += f"request-id: {self._identity.trace_id}\r\n".encode()
-        return headers if self._request.origin is None else headers + self._gateway.origin_header(self._request)
+        headers = b"x-tidemill-trace-id: %b\r\n%b" % (self.identity.trace_id.encode(), self.lane.answer_header)
+        if self._untraced or self._dialect is not None or self.request.origin is not None:
+            headers += b"x-tidemill-untraced: 1\r\n" if self._untraced else b""
+            if self._dialect is not None:
+                headers += f"request-id: {self.identity.trace_id}\r\n".encode()
+            headers += self._gateway.origin_header(self.request)
+        return headers
 
     # -- from the client --------------------------------------------------------------------------------------
 

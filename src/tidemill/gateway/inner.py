@@ -16,7 +16,7 @@ from tidemill.gateway.payloads import read_request
 
 if TYPE_CHECKING:
     from tidemill.gateway.app import Gateway
-    from tidemill.gateway.exchange import Incoming
+    from tidemill.gateway.exchange import Exchange
 
 
 class InnerFront:
@@ -70,12 +70,12 @@ class InnerFront:
             call.client_left()
 
 
-def inner_ask(gateway: Gateway, incoming: Incoming) -> Callable[[bytes], Awaitable[bytes]]:
+def inner_ask(gateway: Gateway, outer: Exchange) -> Callable[[bytes], Awaitable[bytes]]:
     """What asks the same endpoint, for the same key and session, without the history.
 
     Args:
         gateway: the worker's parts.
-        incoming: the request on whose behalf.
+        outer: the request on whose behalf.
     """
 
     async def ask(body: bytes) -> bytes:
@@ -83,17 +83,9 @@ def inner_ask(gateway: Gateway, incoming: Incoming) -> Callable[[bytes], Awaitab
 
         front = InnerFront()
         request = Request()
-        request.session = incoming.request.session
-        request.traceparent = incoming.request.traceparent
-        inner = incoming._replace(
-            request=request,
-            asked=read_request(body),
-            body=body,
-            operation=CHAT,
-            dialect=None,
-            conversation=None,
-        )
-        Exchange(gateway, front, inner).start()
+        request.session = outer.request.session
+        request.traceparent = outer.request.traceparent
+        Exchange(gateway, front, request, read_request(body), body, outer.key, outer.junction, CHAT).start()
         try:
             return await front.done
         finally:

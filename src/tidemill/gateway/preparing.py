@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from tidemill.gateway.admission import Admissible, Ticket, Waiting
 from tidemill.gateway.answers import Refusal
 from tidemill.gateway.cache import CacheCall, CachedAnswer, CacheKey
+from tidemill.gateway.payloads import AskedOptions
 from tidemill.kernel import UserError
 
 if TYPE_CHECKING:
     from tidemill.gateway.app import Gateway
-    from tidemill.gateway.exchange import Exchange, Incoming
+    from tidemill.gateway.exchange import Exchange
     from tidemill.gateway.guardrails import Blocked
 
 
@@ -27,43 +28,34 @@ class Preparation:
     Args:
         gateway: the worker's parts.
         exchange: the request; it is told the outcome.
-        incoming: likewise, as it came.
-        request_id: of its span.
-        release: digest of the release that would answer.
     """
 
-    __slots__ = ("_body", "_exchange", "_gateway", "_incoming", "_over", "_release", "_request_id", "_task", "_waiting")
+    _over = False
+    _waiting: Waiting | None = None
+    _task: asyncio.Task[None] | None = None
 
-    def __init__(
-        self, gateway: Gateway, exchange: Exchange, incoming: Incoming, *, request_id: str, release: str
-    ) -> None:
+    def __init__(self, gateway: Gateway, exchange: Exchange) -> None:
         self._gateway = gateway
         self._exchange = exchange
-        self._incoming = incoming
-        self._request_id = request_id
-        self._release = release
-        self._body = incoming.body
-        self._over = False
-        self._waiting: Waiting | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._body = exchange.body
 
     def start(self) -> None:
         """Take the first step."""
-        incoming = self._incoming
-        junction = incoming.junction
+        exchange = self._exchange
+        junction = exchange.junction
         if not junction.admitted:
             self._converse()
             return
-        asked, key = incoming.asked, incoming.key
+        asked, key = exchange.asked, exchange.key
         call = Admissible(
             key,
             junction.route,
-            incoming.operation.name,
+            exchange.operation.name,
             key.priority or junction.policy.priority,
-            len(incoming.body),
+            len(exchange.body),
             asked.output_tokens_most,
             asked.n or 1,
-            self._request_id,
+            exchange.identity.span_id,
             junction.dearest,
         )
         self._waiting = self._gateway.admission.enter(call, self._admitted, self._refuse)
@@ -92,18 +84,19 @@ class Preparation:
     # -- what was said before, and the window -----------------------------------------------------------------
 
     def _converse(self) -> None:
-        incoming, junction = self._incoming, self._incoming.junction
-        if incoming.conversation is not None:
+        exchange = self._exchange
+        junction = exchange.junction
+        if exchange.conversation is not None:
             from tidemill.gateway.inner import inner_ask
 
             self._await(
-                incoming.conversation.prepare(
+                exchange.conversation.prepare(
                     context_tokens=junction.context_tokens,
                     overflow=junction.policy.overflow,
-                    ask=inner_ask(self._gateway, incoming),
+                    ask=inner_ask(self._gateway, exchange),
                 )
             )
-        elif junction.context_tokens is not None and incoming.operation.name == "chat":
+        elif junction.context_tokens is not None and exchange.operation.name == "chat":
             self._fit(junction.context_tokens)
         else:
             self._guard()
@@ -113,20 +106,20 @@ class Preparation:
         from tidemill.gateway.conversations.summaries import fit_chat
         from tidemill.gateway.inner import inner_ask
 
-        incoming = self._incoming
-        asked, key = incoming.asked, incoming.key
-        policy = incoming.junction.policy
+        exchange = self._exchange
+        asked, key = exchange.asked, exchange.key
+        policy = exchange.junction.policy
         window = window_of(context_tokens, policy.overflow, {"max_tokens": asked.output_tokens_most})
         if window is None or surely_fits(self._body, window):
             self._guard()
             return
-        place = (self._gateway.project, key.tenant, key.name, asked.user or "", incoming.junction.route.endpoint)
+        place = (self._gateway.project, key.tenant, key.name, asked.user or "", exchange.junction.route.endpoint)
         self._await(
             fit_chat(
                 self._body,
                 window,
                 partition="\0".join(place).encode("utf-8", "surrogatepass"),
-                ask=inner_ask(self._gateway, incoming),
+                ask=inner_ask(self._gateway, exchange),
                 memory=self._gateway.summaries,
             )
         )
@@ -169,24 +162,24 @@ class Preparation:
     # -- answers that were kept -------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        incoming = self._incoming
-        cache = incoming.junction.cache
-        if cache is None or incoming.conversation is not None or incoming.operation.form:
+        exchange = self._exchange
+        cache = exchange.junction.cache
+        if cache is None or exchange.conversation is not None or exchange.operation.form:
             self._ready()
             return
-        asked, options = incoming.asked, incoming.asked.stream_options
+        asked, options = exchange.asked, exchange.asked.stream_options
         key = cache.key(
             CacheCall(
-                incoming.operation.name,
-                self._release,
-                incoming.key.name,
+                exchange.operation.name,
+                exchange.lane.release.release,
+                exchange.key.name,
                 self._body,
                 asked.stream,
                 asked.user,
                 asked.temperature,
-                options is not None and options.include_usage is True,
+                isinstance(options, AskedOptions) and options.include_usage is True,
                 asked.n or 1,
-                incoming.request.header(b"cache-control"),
+                exchange.request.header(b"cache-control"),
             )
         )
         if key is None:

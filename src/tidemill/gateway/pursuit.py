@@ -10,9 +10,11 @@ import asyncio
 from time import monotonic, time_ns
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import UNSET
+
 from tidemill.gateway.answers import error_body
-from tidemill.gateway.attempts import Attempt
-from tidemill.gateway.calls import Message, Outgoing, message
+from tidemill.gateway.attempts import Attempt, Forward
+from tidemill.gateway.calls import message
 from tidemill.gateway.failures import Cause, Failed, reading
 from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Asked, Heard, with_fields
@@ -54,6 +56,7 @@ class Pursuit:
     _plan: Attempts | None = None  # from the first failure or hedge on
     _place = 0  # of the lane in its branch
     _made = 0
+    _timed = False  # there may be a timer, or guardrails, to be stopped at the end
     _bounds_output = False  # whether the answer's length is bounded by the endpoint's policy
     _settled = False  # an attempt has won
     _over = False  # nothing more goes to the client
@@ -62,54 +65,48 @@ class Pursuit:
     operation: Operation
     streamed: bool
     _gateway: Gateway
-    _request: Request
-    _asked: Asked
-    _body: bytes
-    _junction: Junction
-    _identity: Identity
+    request: Request
+    asked: Asked
+    body: bytes
+    junction: Junction
+    identity: Identity
     _session: Session
     _deadline_s: float
     _branch: Branch
-    _lane: Lane
+    lane: Lane
     _attributes: dict[str, AttributeValue]
 
     # -- what is sent -----------------------------------------------------------------------------------------
 
-    def message(self, lane: Lane) -> Message:
+    def message(self, lane: Lane) -> tuple[bytes, bytes]:
         """The call as a target wants it."""
-        body = self._body
+        body = self.body
         if self._bounds_output:
-            body = with_fields(body, b'"%b":%d' % (lane.bound_field, self._junction.policy.max_output_tokens))
-        if self._asks_usage(lane):
+            body = with_fields(body, b'"%b":%d' % (lane.bound_field, self.junction.policy.max_output_tokens))
+        if self.streamed and self._asks_usage(lane):
             body = with_fields(body, _ASK_USAGE)
-        call = Outgoing(
-            self.operation, self._request, self._identity, self._session.session_id, self._junction.rollout_header
-        )
         left_ms = int((self._deadline_s - monotonic()) * 1000)
-        return message(lane, call, body, left_ms=left_ms if left_ms > 0 else 0)
+        left_ms = max(left_ms, 0)
+        lines = f"x-tidemill-session: {self._session.session_id}\r\nx-tidemill-deadline-ms: {left_ms}"
+        rollout_header = self.junction.rollout_header
+        return message(lane, self.operation, self.request, self.identity, body, lines, rollout_header)
 
     def pivot_body(self) -> bytes:
         """The request in the pivot's format."""
-        return self._body
+        return self.body
 
     def _asks_usage(self, lane: Lane) -> bool:
         """Whether a stream's usage is asked for although the client did not: a call should be known, not estimated."""
-        return (
-            self.streamed
-            and lane.asks_usage
-            and self.operation.says_text
-            and self._asked.stream_options is None
-            and b'"stream_options"' not in self._body
-        )
+        return self.streamed and lane.asks_usage and self.operation.says_text and self.asked.stream_options is UNSET
 
     def _routing_call(self) -> RoutingCall:
-        asked = self._asked
+        asked = self.asked
         return RoutingCall(
             self.streamed,
             asked.messages or asked.prompt or asked.input,
             asked.tools,
             asked.user,
-            len(self._body),
+            len(self.body),
             asked.output_tokens_most,
         )
 
@@ -119,26 +116,26 @@ class Pursuit:
         """Make the first attempt at the branch."""
         branch = self._branch
         if branch.only is not None:
-            self._place = 0
-        else:
-            place = branch.chooser.choose(self._routing_call(), monotonic())
-            if place is None:
-                self._give_up(_no_room(self._asked.model))
-                return
-            self._place = place
-        self._plan = None
-        self._try(branch.lanes[self._place])
-        hedger = self._junction.hedger
-        if hedger is not None and branch.only is None and not self._over:
-            delay_s = hedger.delay_s(self._lane.health, streamed=self.streamed)
-            if delay_s is not None and may_hedge(self.operation.name, bytes(self._asked.tools)):
+            self._try(branch.only)
+            return
+        place = branch.chooser.choose(self._routing_call(), monotonic())
+        if place is None:
+            self._give_up(_no_room(self.asked.model))
+            return
+        self._place = place
+        self._try(branch.lanes[place])
+        hedger = self.junction.hedger
+        if hedger is not None and not self._over:
+            delay_s = hedger.delay_s(self.lane.health, streamed=self.streamed)
+            if delay_s is not None and may_hedge(self.operation.name, bytes(self.asked.tools)):
+                self._timed = True
                 self._timer = asyncio.get_running_loop().call_later(delay_s, self._start_hedge)
 
     def _try(self, lane: Lane) -> None:
         self._made += 1
-        self._lane = lane
+        self.lane = lane
         gateway = self._gateway
-        self._attempt = Attempt(self, lane, gateway.pool, self._junction.waits, gateway.limits.capture_bytes)
+        self._attempt = Attempt(self, lane, gateway.pool, self.junction.waits, gateway.limits.capture_bytes)
         self._attempt.start()
 
     def _planned(self) -> Attempts:
@@ -156,7 +153,7 @@ class Pursuit:
         other = self._hedge if attempt is self._attempt else self._attempt
         if other is not None and not other.over:
             self._lose(attempt, failed)
-            self._attempt, self._hedge, self._lane = other, None, other.lane
+            self._attempt, self._hedge, self.lane = other, None, other.lane
             return
         self._place = self._branch.lanes.index(attempt.lane)
         self._follow(attempt, failed)
@@ -173,7 +170,7 @@ class Pursuit:
             self._place = step.target
             if step.wait_s:
                 self._gateway.metrics.event("retry")
-                self._attempt = None
+                self._attempt, self._timed = None, True
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(step.wait_s, self._try, branch.lanes[step.target])
             else:
@@ -185,7 +182,8 @@ class Pursuit:
             self._attributes["tidemill.failover_from"] = branch.release.release
             self._attributes["tidemill.failover_reason"] = failed.error_type
             self._gateway.metrics.event("failover")
-            self._branch = self._junction.control
+            self._branch = self.junction.control
+            self._place, self._plan = 0, None
             self._pursue()
         else:
             self._give_up(failed)
@@ -197,7 +195,7 @@ class Pursuit:
 
     def _start_hedge(self) -> None:
         """The first attempt is slower than its target's own p95: ask another target too."""
-        hedger, first = self._junction.hedger, self._attempt
+        hedger, first = self.junction.hedger, self._attempt
         if self._over or self._settled or hedger is None or first is None or first.over or self._hedge is not None:
             return
         now = monotonic()
@@ -212,7 +210,7 @@ class Pursuit:
         self._attributes["tidemill.hedged"] = True
         gateway = self._gateway
         lane = self._branch.lanes[place]
-        self._hedge = Attempt(self, lane, gateway.pool, self._junction.waits, gateway.limits.capture_bytes)
+        self._hedge = Attempt(self, lane, gateway.pool, self.junction.waits, gateway.limits.capture_bytes)
         self._hedge.start()
 
     def _settle_on(self, attempt: Attempt) -> None:
@@ -222,7 +220,7 @@ class Pursuit:
             self._timer.cancel()
         if self._hedge is not None:
             loser = self._attempt if attempt is self._hedge else self._hedge
-            self._attempt, self._hedge, self._lane = attempt, None, attempt.lane
+            self._attempt, self._hedge, self.lane = attempt, None, attempt.lane
             if loser is not None and not loser.over:
                 loser.give_up()
                 self._lose(loser, None)
@@ -234,7 +232,7 @@ class Pursuit:
 
     # -- the exchange's part ----------------------------------------------------------------------------------
 
-    def opened(self, attempt: Attempt) -> None:
+    def opened(self, attempt: Attempt) -> Forward | None:
         """See ``Caller``."""
         raise NotImplementedError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from tidemill.gateway.failures import Cause, Failed
 from tidemill.gateway.payloads import Asked, Heard, hear_stream
 from tidemill.gateway.pursuit import Lost, Pursuit
-from tidemill.gateway.usage import NO_USAGE, Usage, cost_usd, count_images, counted_usage, usage_of
+from tidemill.gateway.usage import NO_USAGE, Usage, UsageObject, cost_usd, count_images, counted_usage, usage_of
 from tidemill.telemetry.records import AttributeValue, Content, Intent, Span, Status
 from tidemill.telemetry.store import ENTRY_ATTRIBUTE
 
@@ -80,13 +80,16 @@ class Bill(NamedTuple):
         usage: of the attempt that decided; ``None`` where nothing was used, or it is not counted in tokens.
         cost_usd: of all attempts.
         tokens: input and output of all attempts.
-        lost: the usage of each attempt that came to nothing, in order.
     """
 
     usage: Usage | None
     cost_usd: float | None
     tokens: int
-    lost: tuple[Usage | None, ...]
+
+
+def is_plain(told: UsageObject) -> bool:
+    """Whether a provider's count has nothing but the two sums, so that it costs what they do."""
+    return told.prompt_tokens_details is None and told.completion_tokens_details is None
 
 
 def usage_heard(operation: Operation, asked: Asked, heard: Heard, *, images: int = 0) -> Usage | None:
@@ -112,15 +115,14 @@ class Recording(Pursuit):
     cache_key: CacheKey | None = None
     _alarm: asyncio.TimerHandle | None = None
     _capture: Capture | None = None
-    _usage: Usage | None = None
     _status = 0
     _first_ns = 0
     _recorded = False  # the finished record is on its way
 
-    _key: ApiKey
+    key: ApiKey
     _started_ns: int
-    _user_key: str | None
-    _conversation: ResponsesDialect | None
+    _user_key: str | None = None
+    conversation: ResponsesDialect | None = None
 
     def _close(self) -> None:
         """Stop all timers and guardrails, and leave the set of live requests."""
@@ -133,23 +135,23 @@ class Recording(Pursuit):
             self.guarding.stop()
 
     def _intent(self) -> Intent:
-        identity, session = self._identity, self._session
+        identity, session = self.identity, self._session
         return Intent(
             trace_id=identity.trace_id,
             span_id=identity.span_id,
             parent_span_id=identity.parent_span_id,
             started_at_ns=self._started_ns,
-            name=f"{self.operation.name} {self._asked.model}",
+            name=f"{self.operation.name} {self.asked.model}",
             operation=self.operation.name,
-            endpoint=self._junction.route.endpoint,
-            release=self._lane.release.release,
+            endpoint=self.junction.route.endpoint,
+            release=self.lane.release.release,
             assigned_release=session.release,
-            arm=self._lane.arm,
+            arm=self.lane.arm,
             session_id=session.session_id,
             user_key=self._user_key,
-            request_model=self._asked.model,
+            request_model=self.asked.model,
             stream=self.streamed,
-            rollout=self._junction.route.rollout if session.in_rollout else None,
+            rollout=self.junction.route.rollout if session.in_rollout else None,
             attributes=dict(self.ticket.attributes) if self.ticket is not None else {},
         )
 
@@ -176,30 +178,44 @@ class Recording(Pursuit):
             from_cache: whether nobody was asked.
         """
         self._recorded = True
-        self._close()
-        gateway, ended_ns = self._gateway, time_ns()
+        gateway, lane, ended_ns = self._gateway, self.lane, time_ns()
+        gateway.live.discard(self)
+        if self._timed:
+            self._close()
         if heard is None:
             sse = self._attempt is not None and self._attempt.sse
             heard = self._capture.hear_events() if self._capture is not None and sse else Heard()
-        bill = Bill(NO_USAGE, 0.0, 0, ()) if from_cache else self._bill(heard, status, failed)
-        self._usage = bill.usage
+        told = heard.usage
+        if status == "ok" and told is not None and lane.prices_by_tokens and is_plain(told) and not self._lost:
+            given, made = told.prompt_tokens or 0, told.completion_tokens or 0
+            tokens = given + made
+            cost: float | None = (given * lane.input_usd_per_mtok + made * lane.output_usd_per_mtok) / 1e6
+            self._attributes["tidemill.usage_source"] = "provider"
+            used: tuple[int | None, int | None] = (given, made)
+        else:
+            bill = Bill(NO_USAGE, 0.0, 0) if from_cache else self._bill(heard, status, failed)
+            tokens, cost, usage = bill.tokens, bill.cost_usd, bill.usage
+            used = (usage.input_tokens, usage.output_tokens) if usage is not None else (None, None)
+            if usage is not None:
+                self._attributes.update(usage.attributes())
         if self.ticket is not None:
             troubled = self._status >= 500 or self._status == 429 or status == "truncated"
-            self.ticket.settle(tokens=bill.tokens, cost_usd=bill.cost_usd or 0.0, ok=not troubled)
-        span = self._span(status, error_type, heard, ended_ns, bill)
-        tenant = span.tenant
-        for lost, usage in zip(self._lost, bill.lost, strict=True):
-            gateway.journal.add(tenant, (self._lost_span(span, lost, usage), None), nothing)
-        gateway.journal.add(tenant, (span, content or Content(self._asked.input_text(), heard.text)), then)
-        gateway.metrics.in_flight -= 1
+            self.ticket.settle(tokens=tokens, cost_usd=cost or 0.0, ok=not troubled)
+        span = self._span(status, error_type, heard, ended_ns, used, cost)
+        if self._lost:
+            for lost in self._lost:
+                gateway.journal.add(span.tenant, (self._lost_span(span, lost), None), nothing)
+        gateway.journal.add(span.tenant, (span, content or Content(self.asked.input_text(), heard.text)), then)
+        metrics, junction = gateway.metrics, self.junction
+        metrics.in_flight -= 1
         duration_s = (ended_ns - self._started_ns) / 1e9
-        gateway.metrics.request(self._junction.route.endpoint, self._lane.arm, self._status, status, duration_s)
-        if self._junction.shadow is not None and status == "ok" and not from_cache:
-            gateway.shadows.offer(self._junction, self.operation, self._request, self._body, span)
+        metrics.request(junction.route.endpoint, lane.arm, self._status, status, duration_s)
+        if junction.shadow is not None and status == "ok" and not from_cache:
+            gateway.shadows.offer(junction, self.operation, self.request, self.body, span)
 
     def _bill(self, heard: Heard, status: Status, failed: Failed | None) -> Bill:
         """Count what was used, be it only begun: what an upstream may charge is charged."""
-        attempt, lane = self._attempt, self._lane
+        attempt, lane = self._attempt, self.lane
         usage = None
         if attempt is not None and (
             status == "ok"
@@ -207,18 +223,18 @@ class Recording(Pursuit):
             or self._settled
             or (attempt.asked and (failed is None or failed.cause in _MAYBE_CHARGED))
         ):
-            images = count_images(self._asked.messages) if lane.target.prices.image_usd else 0
-            usage = usage_heard(self.operation, self._asked, heard, images=images)
+            images = count_images(self.asked.messages) if lane.target.prices.image_usd else 0
+            usage = usage_heard(self.operation, self.asked, heard, images=images)
         cost = priced(usage, lane)
         tokens = usage.input_tokens + usage.output_tokens if usage is not None else 0
         if not self._lost:
-            return Bill(usage, cost, tokens, ())
-        found = tuple(self._lost_usage(lost) for lost in self._lost)
-        for lost, used in zip(self._lost, found, strict=True):
+            return Bill(usage, cost, tokens)
+        for lost in self._lost:
+            used = self._lost_usage(lost)
             if used is not None:
                 cost = (cost or 0.0) + cost_usd(used, lost.attempt.lane.target.prices)
                 tokens += used.input_tokens + used.output_tokens
-        return Bill(usage, cost, tokens, found)
+        return Bill(usage, cost, tokens)
 
     def _lost_usage(self, lost: Lost) -> Usage | None:
         attempt, failed = lost.attempt, lost.failed
@@ -228,66 +244,83 @@ class Recording(Pursuit):
             or (failed is not None and failed.cause not in _MAYBE_CHARGED)
         ):
             return None
-        said = hear_stream(b"".join(attempt.held)).text if attempt.sse else ""
-        return counted_usage(self._asked.input_text(), said)
+        said = hear_stream(attempt.held).text if attempt.sse else ""
+        return counted_usage(self.asked.input_text(), said)
 
-    def _noted(self, usage: Usage | None) -> dict[str, AttributeValue]:
-        """The span's attributes."""
+    def _note(self) -> None:
+        """Say on the span what was not as usual."""
         attributes = self._attributes
-        if self._identity.parent_span_id is not None:
+        if self.identity.parent_span_id is not None:
             attributes[ENTRY_ATTRIBUTE] = True
-        if usage is not None:
-            attributes.update(usage.attributes())
         if self._made > 1:
             attributes["tidemill.attempts"] = self._made
         if self._branch.only is None:
-            attributes["tidemill.target"] = self._lane.name
+            attributes["tidemill.target"] = self.lane.name
         if self.ticket is not None:
             attributes.update(self.ticket.attributes)
         if self.guarding is not None:
             attributes.update(self.guarding.watch.attributes)
-        if self._conversation is not None and self._conversation.kept is not None:
-            attributes["tidemill.kept"] = self._conversation.kept
-        return attributes
+        if self.conversation is not None and self.conversation.kept is not None:
+            attributes["tidemill.kept"] = self.conversation.kept
 
-    def _span(self, status: Status, error_type: str | None, heard: Heard, ended_ns: int, bill: Bill) -> Span:
-        identity, session, lane, usage = self._identity, self._session, self._lane, bill.usage
-        sse = self._first_ns != 0 and self._attempt is not None and self._attempt.sse
+    def _span(
+        self,
+        status: Status,
+        error_type: str | None,
+        heard: Heard,
+        ended_ns: int,
+        used: tuple[int | None, int | None],
+        cost: float | None,
+    ) -> Span:
+        identity, session, lane, junction = self.identity, self._session, self.lane, self.junction
+        if (
+            self._made != 1
+            or self.ticket is not None
+            or self.guarding is not None
+            or self.conversation is not None
+            or identity.parent_span_id is not None
+            or self._branch.only is None
+        ):
+            self._note()
+        first_ns = self._first_ns
+        sse = first_ns != 0 and self._attempt is not None and self._attempt.sse
+        operation = self.operation.name
         return Span(  # by place: see Span
             identity.trace_id,
             identity.span_id,
             self._gateway.project,
-            self._key.tenant,
-            f"{self.operation.name} {self._asked.model}",
-            self.operation.name,
+            self.key.tenant,
+            f"{operation} {self.asked.model}",
+            operation,
             self._started_ns,
             ended_ns,
             identity.parent_span_id,
             status,
             error_type,
             self._status or None,  # http_status
-            self._junction.route.endpoint,
+            junction.route.endpoint,
             lane.release.release,
             session.release,  # assigned_release
             lane.arm,
             session.session_id,
             self._user_key,
             lane.provider,
-            self._asked.model,  # request_model
+            self.asked.model,  # request_model
             heard.model,  # response_model
-            usage.input_tokens if usage is not None else None,
-            usage.output_tokens if usage is not None else None,
-            bill.cost_usd,
-            (self._first_ns - self._started_ns) / 1e9 if sse else None,
+            used[0],  # input_tokens
+            used[1],  # output_tokens
+            cost,
+            (first_ns - self._started_ns) / 1e9 if sse else None,
             heard.finish_reasons,
             sse,  # stream
-            self._junction.route.rollout if session.in_rollout else None,
-            self._noted(usage),
-            (*heard.references, lane.reference),
+            junction.route.rollout if session.in_rollout else None,
+            self._attributes,
+            (*heard.references, lane.reference) if heard.references else lane.references,
         )
 
-    def _lost_span(self, parent: Span, lost: Lost, usage: Usage | None) -> Span:
+    def _lost_span(self, parent: Span, lost: Lost) -> Span:
         """The span of an attempt beside the one that decided."""
+        usage = self._lost_usage(lost)
         attempt, failed = lost.attempt, lost.failed
         lane = attempt.lane
         attributes: dict[str, AttributeValue] = {"tidemill.target": lane.name}

@@ -12,7 +12,7 @@ from time import time_ns
 from typing import TYPE_CHECKING
 
 from tidemill.gateway.attempts import Attempt
-from tidemill.gateway.calls import Message, Outgoing, message
+from tidemill.gateway.calls import message
 from tidemill.gateway.failures import Failed
 from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Heard, read_request, rewritten
@@ -152,11 +152,12 @@ class _Copy:
 
     # -- caller of the attempt --------------------------------------------------------------------------------
 
-    def message(self, lane: Lane) -> Message:
+    def message(self, lane: Lane) -> tuple[bytes, bytes]:
         """The copy, as the shadow target wants it."""
-        session_id = self._original.session_id or ""
-        call = Outgoing(self.operation, self._request, self._identity, session_id, self._junction.rollout_header)
-        return message(lane, call, self._body, left_ms=int(self._junction.policy.timeouts.total_s * 1000))
+        left_ms = int(self._junction.total_s * 1000)
+        lines = f"x-tidemill-session: {self._original.session_id or ''}\r\nx-tidemill-deadline-ms: {left_ms}"
+        rollout_header = self._junction.rollout_header
+        return message(lane, self.operation, self._request, self._identity, self._body, lines, rollout_header)
 
     def pivot_body(self) -> bytes:
         """The copy in the pivot's format."""

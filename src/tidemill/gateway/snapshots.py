@@ -47,18 +47,24 @@ class Lane:
         target: one of its upstreams.
         shared: what lanes share in a worker.
 
+    Attributes:
+        alone: whether its release has no other target, so that there is nothing to choose and no cap to keep.
+        prices_by_tokens: whether a call costs its tokens and nothing else.
+
     Raises:
         UserError: the URL, the dialect or a secret reference cannot be used.
     """
 
     __slots__ = (
-        "address", "answer_header", "arm", "asks_usage", "bound_field", "call_lines", "credentials", "dialect",
-        "health", "host", "name", "place", "provider", "reference", "release", "target",
+        "address", "alone", "answer_header", "arm", "asks_usage", "bound_field", "call_lines", "credentials", "dialect",
+        "health", "host", "input_usd_per_mtok", "name", "output_usd_per_mtok", "place", "prices_by_tokens", "provider",
+        "reference", "references", "release", "target",
     )  # fmt: skip
 
     def __init__(self, route: Route, release: ReleaseRoute, target: Target, shared: Shared) -> None:
         self.release = release
         self.target = target
+        self.alone = len(release.targets) == 1 and target.max_in_flight is None
         self.name = target.name or target.model or target.url
         self.address = Address.parse(target.url, _trust(target))
         self.host = self.address.host_header
@@ -66,6 +72,10 @@ class Lane:
         self.arm = release.arm.value
         self.answer_header = f"x-tidemill-release: {release.release}\r\n".encode()
         self.reference = Reference("artifact", release.release, "release")
+        self.references = (self.reference,)
+        prices = target.prices
+        self.prices_by_tokens = not prices.image_usd and not prices.request_usd
+        self.input_usd_per_mtok, self.output_usd_per_mtok = prices.input_usd_per_mtok, prices.output_usd_per_mtok
         secret = _secret(target.api_key_ref, shared) if target.api_key_ref is not None else None
         self.dialect: Dialect | None = None
         self.provider = "openai_compatible"
@@ -116,8 +126,7 @@ class Branch:
         self.chooser = Chooser(release.targets, [lane.health for lane in self.lanes], release.choice, shared.rng)
         budget = shared.budget(route)
         self.parts = RetryParts(route.policy.retries, self.chooser, budget, shared.rng)
-        alone = len(self.lanes) == 1 and release.targets[0].max_in_flight is None
-        self.only = self.lanes[0] if alone else None
+        self.only = self.lanes[0] if self.lanes[0].alone else None
 
 
 class Shared:
@@ -296,10 +305,11 @@ def _secret(reference: str, shared: Shared) -> str:
 class RoutingTable:
     """A snapshot, indexed for look-up by key digest and by tenant and endpoint."""
 
-    __slots__ = ("admitted", "junctions", "keys", "snapshot")
+    __slots__ = ("admitted", "ends_s", "junctions", "keys", "snapshot")
 
     def __init__(self, snapshot: RoutingSnapshot, shared: Shared) -> None:
         self.snapshot = snapshot
+        self.ends_s = snapshot.issued_at + snapshot.lifetime_s
         self.keys: dict[str, ApiKey] = {key.digest: key for key in snapshot.keys}
         # Authorization headers found good under this snapshot; gone with it, so a revoked key is gone too.
         self.admitted: dict[bytes | None, ApiKey] = {}

@@ -48,8 +48,11 @@ class Trouble(NamedTuple):
     error: bytes
 
 
-class _Event(msgspec.Struct, gc=False):
+class Event(msgspec.Struct, gc=False):
+    """What an event of a stream is always asked: whether it is JSON, and carries an error or usage."""
+
     error: msgspec.Raw = _NO_RAW
+    usage: msgspec.Raw = _NO_RAW
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -79,8 +82,10 @@ class _Choices(msgspec.Struct, gc=False):
     usage: msgspec.Raw = _NO_RAW
 
 
-_event: Final = msgspec.json.Decoder(_Event)
-_events: Final = msgspec.json.Decoder(list[_Event])
+_event: Final = msgspec.json.Decoder(Event)
+read_event: Final = _event.decode
+"""Read the JSON of one event; trailing line ends are allowed. Raises msgspec's ``DecodeError``."""
+_events: Final = msgspec.json.Decoder(list[Event])
 _telling: Final = msgspec.json.Decoder(_Telling)
 _choices: Final = msgspec.json.Decoder(_Choices)
 
@@ -119,18 +124,13 @@ def trouble(events: bytes) -> Trouble | None:
     """
     if events.startswith(b"data: {"):
         try:
-            if events.find(b"\n\n") == len(events) - 2:
-                error = _event.decode(events[6:]).error
-                if not error or bytes(error) in _EMPTY:
-                    return None
-            else:
-                body = events[6:].rstrip()
-                if body.endswith(b"data: [DONE]"):
-                    body = body[:-12].rstrip()
-                # Inside JSON a line feed is always escaped, so this separator only occurs between events.
-                found = _events.decode(b"[" + body.replace(b"\n\ndata: ", b",") + b"]")
-                if not any(event.error for event in found):
-                    return None
+            body = events[6:].rstrip()
+            if body.endswith(b"data: [DONE]"):
+                body = body[:-12].rstrip()
+            # Inside JSON a line feed is always escaped, so this separator only occurs between events.
+            found = _events.decode(b"[" + body.replace(b"\n\ndata: ", b",") + b"]")
+            if not any(event.error for event in found):
+                return None
         except (msgspec.DecodeError, UnicodeDecodeError):
             pass  # the way below tells which event it is, and forgives comments and names
     for at, name, data in _each(events):

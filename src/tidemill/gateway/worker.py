@@ -136,22 +136,7 @@ class Worker:
         self._stopped = True
         if self._server is not None:
             self._server.close()
-        patience_s = self.options.limits.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        end = monotonic() + patience_s
-        for front in tuple(self.fronts):
-            front.draining = True
-        idle_until = monotonic() + min(self.options.limits.drain_idle_s, patience_s)
-        while self.fronts and monotonic() < idle_until:
-            await asyncio.sleep(0.02)
-        for front in tuple(self.fronts):
-            front.drain()
-        while self.fronts and monotonic() < end:
-            await asyncio.sleep(0.02)
-        while not self.gateway.shadows.idle and monotonic() < end:
-            await asyncio.sleep(0.02)
-        for front in tuple(self.fronts):
-            front.cut()
-        await asyncio.sleep(0)
+        await self._drain(drain_timeout_s)
         self.gateway.admission.close()
         self.gateway.shadows.close()
         self.gateway.pool.close()
@@ -165,6 +150,26 @@ class Worker:
         limiter = self.gateway.snapshots.shared.limiter
         if limiter is not None:
             limiter.close()
+
+    async def _drain(self, drain_timeout_s: float | None) -> None:
+        gateway = self.gateway
+        assert gateway is not None
+        patience_s = self.options.limits.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        end = monotonic() + patience_s
+        for front in tuple(self.fronts):
+            front.draining = True
+        idle_until = monotonic() + min(self.options.limits.drain_idle_s, patience_s)
+        while self.fronts and monotonic() < idle_until:
+            await asyncio.sleep(0.02)
+        for front in tuple(self.fronts):
+            front.drain()
+        while self.fronts and monotonic() < end:
+            await asyncio.sleep(0.02)
+        while not gateway.shadows.idle and monotonic() < end:
+            await asyncio.sleep(0.02)
+        for front in tuple(self.fronts):
+            front.cut()
+        await asyncio.sleep(0)
 
     def _follow(self) -> None:
         assert self.gateway is not None
