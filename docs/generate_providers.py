@@ -60,7 +60,7 @@ format and the provider's; evaluation and judges use the same translation as the
 | image as a data URL | base64 image: JPEG, PNG, GIF, WebP | as it is |
 | image as another URL | URL image | as it is |
 | file as a data URL | document block, PDF only | as it is |
-| `tool_calls` | `tool_use` blocks | as they are |
+| `tool_calls` | `tool_use` blocks; in an id, letters the API does not allow become `_` | as they are |
 | tool messages | `tool_result` blocks; neighbours become one user turn | as they are |
 | `reasoning_details` | `thinking` and `redacted_thinking` blocks, unchanged | `thinking` chunks |
 | `prompt_cache_breakpoint` of a part | `cache_control`; `ttl` `30m` is `1h` | passed on |
@@ -81,7 +81,8 @@ signature, or sealed data) as `reasoning_details`. A dialect takes back only rea
 Tokens read from the provider's cache stand in `usage.prompt_tokens_details.cached_tokens`, tokens written to it in
 `cache_write_tokens`, hidden reasoning in `completion_tokens_details.reasoning_tokens`; `prompt_tokens` counts all of
 the input. A stream tells its usage in an event of its own when the request asked for it
-(`stream_options.include_usage`), else on the chunk with the finish reason. A stream that ends before the provider's own last event never gets `[DONE]`.
+(`stream_options.include_usage`), else on the chunk with the finish reason. A stream that ends before the provider's own
+last event never gets `[DONE]`.
 
 Errors keep the provider's message and status, in OpenAI's shape; its own error word stands in `code`. Two statuses
 change: Anthropic's 529 (overloaded) becomes 503, Mistral's 422 becomes 400.
@@ -94,6 +95,7 @@ change: Anthropic's 529 (overloaded) becomes 503, Mistral's 422 becomes 400.
   share of `max_tokens`; `disabled`: `none`); `display: omitted` is honoured in the answer.
 - `cache_control` becomes `prompt_cache_breakpoint`; one on a tool or a tool call moves to the next part of the prompt.
 - A result with `is_error` begins with the word `Error`.
+- The headers `anthropic-version` and `anthropic-beta` are not passed on: a target's options say them.
 - Tools that Anthropic runs itself, files by id, and citations are refused by name. Unknown fields are passed on.
 
 ## Fields of a chat request

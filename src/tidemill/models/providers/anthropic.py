@@ -10,6 +10,7 @@ and ``leave_out``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ _VERSION: Final = "2023-06-01"
 _DEFAULT_MAX_TOKENS: Final = 4096
 _MIN_THINKING_TOKENS: Final = 1024
 _IMAGE_TYPES: Final = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+_NOT_IN_IDS: Final = re.compile(r"[^a-zA-Z0-9_-]")
 _DETAILS: Final = (None, "auto", "high", "original")
 
 # reasoning_effort -> output_config.effort
@@ -237,7 +239,8 @@ def _tool(tool: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"name": function["name"]}
     if function.get("description"):
         found["description"] = function["description"]
-    found["input_schema"] = function.get("parameters") or {"type": "object", "properties": {}}
+    schema = function.get("parameters") or {"type": "object", "properties": {}}
+    found["input_schema"] = schema if not isinstance(schema, dict) or "type" in schema else {"type": "object", **schema}
     if function.get("strict"):
         found["strict"] = True
     if tool.get("cache_control"):
@@ -421,8 +424,15 @@ def _from_assistant(message: dict[str, Any], leave_out: frozenset[str]) -> list[
             raise UnsupportedField("messages.tool_calls", NAME, "only calls of functions are served")
         arguments = arguments_of(call)
         name = call["function"].get("name")
-        blocks.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": arguments})
+        blocks.append({"type": "tool_use", "id": _identity(call.get("id")), "name": name, "input": arguments})
     return blocks
+
+
+def _identity(identity: Any) -> str:
+    """A call's id in the letters the API allows; ids of other providers may hold more."""
+    if not isinstance(identity, str) or not identity:
+        raise InvalidInput("A tool call must have an 'id', and a message of role 'tool' the 'tool_call_id' it answers.")
+    return _NOT_IN_IDS.sub("_", identity)
 
 
 def _thoughts(message: dict[str, Any], leave_out: frozenset[str]) -> list[dict[str, Any]]:
@@ -450,9 +460,7 @@ def _thoughts(message: dict[str, Any], leave_out: frozenset[str]) -> list[dict[s
 
 
 def _from_tool(message: dict[str, Any], leave_out: frozenset[str]) -> list[dict[str, Any]]:
-    if not isinstance(message.get("tool_call_id"), str):
-        raise InvalidInput("A message of role 'tool' must have the 'tool_call_id' it answers.")
-    result: dict[str, Any] = {"type": "tool_result", "tool_use_id": message["tool_call_id"]}
+    result: dict[str, Any] = {"type": "tool_result", "tool_use_id": _identity(message.get("tool_call_id"))}
     content = message.get("content")
     if isinstance(content, str):
         result["content"] = content
