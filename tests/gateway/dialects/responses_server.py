@@ -9,7 +9,6 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from tidemill.gateway.answers import Refusal, full_answer
@@ -116,29 +115,34 @@ class ResponsesServer:
         for task in tuple(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # transports close their sockets in the loop's next turns
         if self.conversations is not None:
             await self.conversations.close()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        try:
             while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-                headers = dict(line.lower().split(b": ", 1) for line in head[1:] if b": " in line)
-                body = await reader.readexactly(int(headers.get(b"content-length", b"0")))
-                method, target, _ = head[0].split(b" ")
-                key = headers.get(b"authorization", b"bearer none").partition(b" ")[2].decode()
-                scope = ConversationScope("demo", "default", key)
-                try:
-                    if target == b"/v1/responses" and method == b"POST":
-                        await self._respond(body, scope, writer)
-                    else:
-                        writer.write(full_answer(200, await self._pages.answer(method, target, body, scope)))
-                except Refusal as refusal:
-                    writer.write(full_answer(refusal.status, refusal.body()))
-                await writer.drain()
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
+                await self._exchange(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client has left
+        finally:
+            writer.transport.abort()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+        headers = dict(line.lower().split(b": ", 1) for line in head[1:] if b": " in line)
+        body = await reader.readexactly(int(headers.get(b"content-length", b"0")))
+        method, target, _ = head[0].split(b" ")
+        key = headers.get(b"authorization", b"bearer none").partition(b" ")[2].decode()
+        scope = ConversationScope("demo", "default", key)
+        try:
+            if target == b"/v1/responses" and method == b"POST":
+                await self._respond(body, scope, writer)
+            else:
+                writer.write(full_answer(200, await self._pages.answer(method, target, body, scope)))
+        except Refusal as refusal:
+            writer.write(full_answer(refusal.status, refusal.body()))
+        await writer.drain()
 
     async def _respond(self, body: bytes, scope: ConversationScope, writer: asyncio.StreamWriter) -> None:
         dialect = ResponsesDialect(self.conversations, scope)

@@ -176,8 +176,9 @@ def test_log_probabilities_come_with_the_deltas() -> None:
     stream[1]["choices"][0]["logprobs"] = {"content": tokens, "refusal": None}
     found = events(translate(wire(stream)))
     (delta,) = [event for event in found if event["type"] == "response.output_text.delta"]
-    assert delta["logprobs"] == tokens
-    assert found[-1]["response"]["output"][0]["content"][0]["logprobs"] == tokens
+    wanted = [{**tokens[0], "bytes": []}]
+    assert delta["logprobs"] == wanted
+    assert found[-1]["response"]["output"][0]["content"][0]["logprobs"] == wanted
 
 
 def test_an_answer_without_a_word_is_an_empty_message() -> None:

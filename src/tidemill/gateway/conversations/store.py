@@ -222,6 +222,18 @@ class Conversations:
             raise Refusal(404, f"There is no {kind} '{entry_id[:100]}' here.", f"{kind}_not_found")
         return entry, turn
 
+    async def item(self, scope: ConversationScope, response_id: str, item_id: str) -> Item | None:
+        """One item of a response, of its input or its output; ``None`` if there is none.
+
+        Raises:
+            Refusal: 503.
+        """
+        entry = await self._call(lambda: self._rows.get(scope, response_id, now=self.now_s()))
+        turn = self._open(scope, entry) if entry is not None else None
+        if turn is None or turn.response is None:
+            return None
+        return next((item for item in turn.items if item["id"] == item_id and item["type"] != REMOVED), None)
+
     async def keep(
         self,
         scope: ConversationScope,

@@ -197,8 +197,7 @@ class ResponsesDialect:
         stamp = item_id.split("_")[1] if item_id.count("_") >= 2 else ""  # items are named after their response
         found = next((item for item in known if item["id"] == item_id), None)
         if found is None and stamp and self._conversations is not None:
-            _, turn = await self._conversations.entry(self._scope, f"resp_{stamp}", "response")
-            found = next((item for item in turn.items if item["id"] == item_id), None)
+            found = await self._conversations.item(self._scope, f"resp_{stamp}", item_id)
         if found is None:
             text = f"There is no item '{item_id[:100]}' here. Send the item itself."
             raise Refusal(404, text, "item_not_found", param="input")

@@ -154,11 +154,29 @@ def _content(message: Mapping[str, Any], logprobs: Any) -> list[dict[str, Any]]:
     if isinstance(said, list):
         said = "".join(str(part.get("text") or "") for part in said if isinstance(part, dict))
     if said:
-        tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
-        parts.append(text_part(str(said), tokens or [], annotations_of(message.get("annotations"))))
+        parts.append(text_part(str(said), logprobs_of(logprobs), annotations_of(message.get("annotations"))))
     if message.get("refusal"):
         parts.append({"type": "refusal", "refusal": message["refusal"]})
     return parts
+
+
+def logprobs_of(logprobs: Any) -> list[dict[str, Any]]:
+    """A chat's log probabilities; where a chat may say ``null``, a response has an empty list."""
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+    return [
+        {**token, "bytes": token.get("bytes") or [], "top_logprobs": [_one_of_top(one) for one in _top(token)]}
+        for token in tokens or ()
+        if isinstance(token, dict)
+    ]
+
+
+def _top(token: Mapping[str, Any]) -> list[Any]:
+    top = token.get("top_logprobs")
+    return top if isinstance(top, list) else []
+
+
+def _one_of_top(one: Any) -> Any:
+    return {**one, "bytes": one.get("bytes") or []} if isinstance(one, dict) else one
 
 
 def annotations_of(annotations: Any) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from tidemill.gateway.dialects.responses_answer import (
     call_item,
     error_words,
     fail,
+    logprobs_of,
     message_item,
     reasoning_item,
     settle,
@@ -232,7 +233,7 @@ class ResponseStream:
         if kind == "refusal":
             self._write(message, kind, text, {}, out)
             return
-        tokens = (logprobs.get("content") or []) if isinstance(logprobs, dict) else []
+        tokens = logprobs_of(logprobs)
         self._write(message, kind, text, {"logprobs": tokens}, out)
         if tokens and message.part is not None:
             message.part["logprobs"] += tokens
