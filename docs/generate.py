@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -160,6 +161,8 @@ def _type(schema: Mapping[str, Any], value: Mapping[str, Any]) -> str:
         kinds = [_type(schema, one) for one in value["anyOf"]]
         return " or ".join("empty" if kind == "null" else kind for kind in kinds)
     below = _section_below(schema, value)
+    if "$ref" in value and below is None:
+        value = schema["$defs"][value["$ref"].rpartition("/")[2]]
     if "const" in value or "enum" in value:
         return ", ".join(f"`{one}`" for one in value.get("enum", [value.get("const")]))
     if value.get("type") == "array":
@@ -179,11 +182,13 @@ def _range(value: Mapping[str, Any]) -> str:
 
 def _default(schema: Mapping[str, Any], section: Mapping[str, Any], key: str) -> str:
     """The default as the settings have it: a schema does not say what a function makes."""
-    from tidemill.kernel import settings
+    from tidemill.kernel import settings, settings_gateway
 
     if _section_below(schema, section["properties"][key]) is not None:
         return ""
-    default = getattr(settings, section["title"]).model_fields[key].get_default(call_default_factory=True)
+    place = settings if hasattr(settings, section["title"]) else settings_gateway
+    default = getattr(place, section["title"]).model_fields[key].get_default(call_default_factory=True)
+    default = str(default) if isinstance(default, date) else default
     return "empty" if default in (None, (), [], {}) else f"`{json.dumps(default, ensure_ascii=False)}`"
 
 

@@ -24,10 +24,12 @@ _COLUMNS = (
 
 
 def upgrade() -> None:
+    """Add the columns."""
     for column in _COLUMNS:
         op.add_column("api_keys", column.copy())
 
 
 def downgrade() -> None:
+    """Take the columns away."""
     for column in reversed(_COLUMNS):
         op.execute(f"ALTER TABLE api_keys DROP COLUMN {column.name}")

@@ -35,6 +35,7 @@ def _make(name: str, columns: Mapping[str, Any], key: str, index: str = "") -> N
 
 
 def upgrade() -> None:
+    """Make the tables."""
     big = sa.BigInteger()
     amounts = dict.fromkeys(("granted", "returned", "settled", "idle", "owed", "window_us", "until_us"), big)
     _make("limit_leases", {"lease": _TEXT, "account": _TEXT, "holder": _TEXT, **amounts}, "lease", "account")
@@ -43,5 +44,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Drop the tables."""
     for name in ("limit_requests", "limit_spending", "limit_leases"):
         op.drop_table(name)
