@@ -119,22 +119,31 @@ class Attempt:
         opened_ns: when it opened; 0 before, and for a whole answer.
     """
 
-    # What most attempts never change stays here: one of these objects is made per request.
-    status = 0
-    head: AnswerHead | None = None
-    sse = opened = over = done_seen = False
-    opened_ns = 0
-    _connection: UpstreamConnection | None = None
-    _connecting: asyncio.Task[None] | None = None
-    _translator: StreamTranslator | None = None
-    _forward: Forward | None = None  # of an opened stream whose events pass unchanged
-    _health: HealthAttempt | None = None
-    _renewed = _passes = False
-    _first_token_at = 0.0
-    _body = b""  # of a whole answer, while it came in one piece
-    _held: list[bytes] | None = None
-    _rest = b""
-    _size = 0
+    __slots__ = (
+        "_body", "_caller", "_connecting", "_connection", "_first_token_at", "_forward", "_health", "_held",
+        "_hold_bytes", "_passes", "_pool", "_renewed", "_rest", "_size", "_translator", "_waits", "done_seen",
+        "head", "lane", "opened", "opened_ns", "over", "sse", "started_ns", "status",
+    )  # fmt: skip
+
+    status: int
+    head: AnswerHead | None
+    sse: bool
+    opened: bool
+    over: bool
+    done_seen: bool
+    opened_ns: int
+    _connection: UpstreamConnection | None
+    _connecting: asyncio.Task[None] | None
+    _translator: StreamTranslator | None
+    _forward: Forward | None  # of an opened stream whose events pass unchanged
+    _health: HealthAttempt | None
+    _renewed: bool
+    _passes: bool
+    _first_token_at: float
+    _body: bytes  # of a whole answer, while it came in one piece
+    _held: list[bytes] | None
+    _rest: bytes
+    _size: int
 
     def __init__(self, caller: Caller, lane: Lane, pool: UpstreamPool, waits: Waits, hold_bytes: int) -> None:
         self.lane = lane
@@ -143,6 +152,25 @@ class Attempt:
         self._pool = pool
         self._waits = waits
         self._hold_bytes = hold_bytes
+        self.status = 0
+        self.head = None
+        self.sse = False
+        self.opened = False
+        self.over = False
+        self.done_seen = False
+        self.opened_ns = 0
+        self._connection = None
+        self._connecting = None
+        self._translator = None
+        self._forward = None
+        self._health = None
+        self._renewed = False
+        self._passes = False
+        self._first_token_at = 0.0
+        self._body = b""
+        self._held = None
+        self._rest = b""
+        self._size = 0
         if not lane.alone:
             self._health = lane.health.begin(monotonic(), streamed=caller.streamed)
 

@@ -55,14 +55,17 @@ class Exchange(Recording):
         operation: what is asked.
     """
 
-    # What most calls never change stays here: one of these objects is made per request.
-    _dialect: ClientDialect | None = None
-    _whole = b""  # the answer, until its record is written
-    _preparation: Preparation | None = None
-    _task: asyncio.Task[None] | None = None
-    _passing: Passing | None = None
-    _untraced = False
-    _ending = False  # an opened answer has come to its end and waits for what is due before the record
+    __slots__ = (
+        "_dialect", "_ending", "_front", "_passing", "_preparation", "_task", "_untraced", "_whole",
+    )  # fmt: skip
+
+    _dialect: ClientDialect | None
+    _whole: bytes  # the answer, until its record is written
+    _preparation: Preparation | None
+    _task: asyncio.Task[None] | None
+    _passing: Passing | None
+    _untraced: bool
+    _ending: bool  # an opened answer has come to its end and waits for what is due before the record
 
     def __init__(
         self,
@@ -88,11 +91,37 @@ class Exchange(Recording):
         self._deadline_s = monotonic() + junction.total_s
         self.identity = gateway.ids.identify(request.traceparent)
         self._session = session = gateway.session_of(front, request, asked, key, junction, started_ns)
-        if asked.user is not None:
-            self._user_key = gateway.user_key(asked.user)
         self._branch = branch = junction.by_release.get(session.release, junction.control)
         self.lane = branch.lanes[0]
         self._attributes = {}
+        self._attempt = None
+        self._hedge = None
+        self._timer = None
+        self._plan = None
+        self._place = 0
+        self._made = 0
+        self._timed = False
+        self._bounds_output = False
+        self._settled = False
+        self._over = False
+        self._lost = ()
+        self.ticket = None
+        self.guarding = None
+        self.cache_key = None
+        self._alarm = None
+        self._capture = None
+        self._status = 0
+        self._first_ns = 0
+        self._recorded = False
+        self._user_key = gateway.user_key(asked.user) if asked.user is not None else None
+        self.conversation = None
+        self._dialect = None
+        self._whole = b""
+        self._preparation = None
+        self._task = None
+        self._passing = None
+        self._untraced = False
+        self._ending = False
 
     def start(self, dialect: ClientDialect | None = None, conversation: ResponsesDialect | None = None) -> None:
         """Take the steps that the endpoint has, write the intent, then call an upstream.
@@ -125,6 +154,7 @@ class Exchange(Recording):
     def prepared(self, body: bytes) -> None:
         """All steps are taken. ``body`` is the request to send."""
         self.body = body
+        self._preparation = None
         if self.ticket is not None and self.ticket.attributes:
             self._bounds_output = self.operation.says_text and self.asked.output_tokens_most is None
         self._gateway.journal.add(self.key.tenant, self._intent(), self._intended)
@@ -225,6 +255,7 @@ class Exchange(Recording):
         if self._over:
             return
         self._over = True
+        self._attempt = None
         self._front.answer(status, body, headers=lines + self._trace_headers(), content_type=kind)
 
     def _told(self, status: int, body: bytes) -> bytes:
@@ -287,6 +318,7 @@ class Exchange(Recording):
         self._over = True
         attempt, front, body = self._attempt, self._front, self._whole
         assert attempt is not None
+        self._attempt = None  # it knows this object, and two that know each other are not freed at once
         head = attempt.head
         assert head is not None
         kind = head.content_type
@@ -400,7 +432,7 @@ class Exchange(Recording):
             return
         if self._ending:
             if attempt.over:
-                self._over = passing.ended()
+                self._end()
         elif attempt.sse:
             heard = capture.hear_events()
             if heard.finished:
@@ -444,7 +476,13 @@ class Exchange(Recording):
             return
         self._passing.recorded()
         if self._attempt is None or self._attempt.over:
-            self._over = self._passing.ended()
+            self._end()
+
+    def _end(self) -> None:
+        """The upstream has nothing more: the client may have its end, if the record is written."""
+        if self._passing is not None and self._passing.ended():
+            self._over = True
+            self._attempt = None
 
     # -- failures towards the client --------------------------------------------------------------------------
 
@@ -465,8 +503,8 @@ class Exchange(Recording):
     def _break_off(self, failed: Failed) -> None:
         """End an answer that broke off after it had opened."""
         if self._over or self._recorded or self._ending:
-            if self._ending and self._passing is not None and not self._over:
-                self._over = self._passing.ended()  # it had said its last; only the framing is missing
+            if self._ending and not self._over:
+                self._end()  # it had said its last; only the framing is missing
             return
         _log.warning("trace %s: %s: %s", self.identity.trace_id, failed.error_type, failed.detail)
         passing, attempt = self._passing, self._attempt
@@ -512,6 +550,7 @@ class Exchange(Recording):
         self._give_up_attempts()
         if not self._recorded:
             self._record("cancelled", "client_disconnected", nothing)
+        self._attempt = self._hedge = None
 
     def client_slow(self) -> None:
         """Stop reading upstream until the client has caught up."""

@@ -49,18 +49,23 @@ class Lost(NamedTuple):
 class Pursuit:
     """Who makes the attempts. What becomes of their answers is the exchange's part, which fills in the last methods."""
 
-    # What most calls never change stays here: one of these objects is made per request.
-    _attempt: Attempt | None = None
-    _hedge: Attempt | None = None
-    _timer: asyncio.TimerHandle | None = None  # a backoff, or the wait before a hedge
-    _plan: Attempts | None = None  # from the first failure or hedge on
-    _place = 0  # of the lane in its branch
-    _made = 0
-    _timed = False  # there may be a timer, or guardrails, to be stopped at the end
-    _bounds_output = False  # whether the answer's length is bounded by the endpoint's policy
-    _settled = False  # an attempt has won
-    _over = False  # nothing more goes to the client
-    _lost: tuple[Lost, ...] = ()
+    __slots__ = (
+        "_attempt", "_attributes", "_bounds_output", "_branch", "_deadline_s", "_gateway", "_hedge", "_lost",
+        "_made", "_over", "_place", "_plan", "_session", "_settled", "_timed", "_timer", "asked", "body", "identity",
+        "junction", "lane", "operation", "request", "streamed",
+    )  # fmt: skip
+
+    _attempt: Attempt | None
+    _hedge: Attempt | None
+    _timer: asyncio.TimerHandle | None  # a backoff, or the wait before a hedge
+    _plan: Attempts | None  # from the first failure or hedge on
+    _place: int  # of the lane in its branch
+    _made: int
+    _timed: bool  # there may be a timer, or guardrails, to be stopped at the end
+    _bounds_output: bool  # whether the answer's length is bounded by the endpoint's policy
+    _settled: bool  # an attempt has won
+    _over: bool  # nothing more goes to the client
+    _lost: tuple[Lost, ...]
 
     operation: Operation
     streamed: bool

@@ -110,19 +110,24 @@ def priced(usage: Usage | None, lane: Lane) -> float | None:
 class Recording(Pursuit):
     """A request with its records."""
 
-    ticket: Ticket | None = None
-    guarding: Guarding | None = None
-    cache_key: CacheKey | None = None
-    _alarm: asyncio.TimerHandle | None = None
-    _capture: Capture | None = None
-    _status = 0
-    _first_ns = 0
-    _recorded = False  # the finished record is on its way
+    __slots__ = (
+        "_alarm", "_capture", "_first_ns", "_recorded", "_started_ns", "_status", "_user_key", "cache_key",
+        "conversation", "guarding", "key", "ticket",
+    )  # fmt: skip
+
+    ticket: Ticket | None
+    guarding: Guarding | None
+    cache_key: CacheKey | None
+    _alarm: asyncio.TimerHandle | None
+    _capture: Capture | None
+    _status: int
+    _first_ns: int
+    _recorded: bool  # the finished record is on its way
 
     key: ApiKey
     _started_ns: int
-    _user_key: str | None = None
-    conversation: ResponsesDialect | None = None
+    _user_key: str | None
+    conversation: ResponsesDialect | None
 
     def _close(self) -> None:
         """Stop all timers and guardrails, and leave the set of live requests."""
