@@ -40,6 +40,8 @@ def provider(asked: Asked) -> Answer:
         return 529, "application/json", [json.dumps(error).encode()]
     if request.get("stream"):
         raw = anthropic_events(SAID, "tool_use")
+        if request["messages"][-1]["content"][0].get("text") == "cut":
+            raw = raw[: len(raw) // 2]
         return 200, "text/event-stream", [raw[start : start + 50] for start in range(0, len(raw), 50)]
     return 200, "application/json", [json.dumps(MESSAGE).encode()]
 
@@ -146,3 +148,31 @@ def test_errors_reach_both_clients_as_their_own(start: Start, tmp_path: Path) ->
     for raised in (overloaded, unknown):
         assert isinstance(raised.value.body, dict)
         assert raised.value.body["type"] == "error"
+
+
+def test_a_stream_that_the_provider_cuts_has_no_good_end(start: Start, tmp_path: Path) -> None:
+    cut = [{"role": "user", "content": "cut"}]
+    chunks: list[Any] = []
+    events: list[Any] = []
+    with routed(start, tmp_path) as (gateway, _):
+        base_url = gateway.url.removesuffix("/v1")
+        with (
+            openai.OpenAI(base_url=gateway.url, api_key=KEY, max_retries=0, timeout=60) as ours,
+            anthropic.Anthropic(base_url=base_url, api_key=KEY, max_retries=0, timeout=60) as theirs,
+        ):
+            with (
+                ours.chat.completions.create(model="shop", messages=cut, stream=True) as chat,
+                pytest.raises(openai.APIError),
+            ):
+                chunks.extend(chat)
+            with (
+                theirs.messages.create(**{**ASKED, "messages": cut}, stream=True) as stream,
+                pytest.raises(anthropic.APIError),
+            ):
+                events.extend(stream)
+        spans = gateway.records().requests()
+    assert chunks
+    assert [chunk for chunk in chunks if chunk.choices and chunk.choices[0].finish_reason] == []
+    assert [event.type for event in events][:2] == ["message_start", "content_block_start"]
+    assert "message_stop" not in [event.type for event in events]
+    assert [span.status for span in spans] == ["truncated"] * 2
