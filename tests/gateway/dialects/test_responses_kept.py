@@ -136,14 +136,14 @@ def test_anothers_id_is_like_an_unknown_one(serve: Serve, client_of: ClientOf) -
     made = mine.responses.create(model="desk", input="one")
     conversation = mine.conversations.create()
     for attempt, unknown in (
-        (lambda name: other.responses.retrieve(name), (made.id, "resp_none")),
-        (lambda name: other.responses.delete(name), (made.id, "resp_none")),
+        (other.responses.retrieve, (made.id, "resp_none")),
+        (other.responses.delete, (made.id, "resp_none")),
         (
             lambda name: other.responses.create(model="desk", input="x", previous_response_id=name),
             (made.id, "resp_none"),
         ),
-        (lambda name: other.conversations.retrieve(name), (conversation.id, "conv_none")),
-        (lambda name: other.conversations.delete(name), (conversation.id, "conv_none")),
+        (other.conversations.retrieve, (conversation.id, "conv_none")),
+        (other.conversations.delete, (conversation.id, "conv_none")),
         (
             lambda name: other.responses.create(model="desk", input="x", conversation=name),
             (conversation.id, "conv_none"),

@@ -330,9 +330,11 @@ def test_the_async_client_reads_the_stream(serve: Serve) -> None:
     server = serve(lambda _: words("Hel", "lo"))
 
     async def ask() -> str:
-        async with openai.AsyncOpenAI(base_url=server.url, api_key="desk", max_retries=0) as client:
-            async with client.responses.stream(model="desk", input="Hi") as stream:
-                return "".join([event.delta async for event in stream if event.type == "response.output_text.delta"])
+        async with (
+            openai.AsyncOpenAI(base_url=server.url, api_key="desk", max_retries=0) as client,
+            client.responses.stream(model="desk", input="Hi") as stream,
+        ):
+            return "".join([event.delta async for event in stream if event.type == "response.output_text.delta"])
 
     assert asyncio.run(ask()) == "Hello"
 

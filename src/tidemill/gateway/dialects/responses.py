@@ -249,7 +249,7 @@ class ResponsesDialect:
         return body
 
     def stream(self) -> StreamTranslator:
-        """Begin to translate a stream. Its last event comes from ``finish``; give that to ``keep`` before sending it."""
+        """Begin to translate a stream. What ``finish`` gives goes through ``keep`` before it is sent."""
         stream = ResponseStream(
             self._response, self._stamp, now_s=lambda: self._clock.now().timestamp(), show=self._show
         )

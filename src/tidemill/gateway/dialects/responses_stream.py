@@ -11,7 +11,8 @@ Order of the events, as in OpenAI's API reference (Streaming events, 2026-11)::
     response.completed | response.incomplete | error, response.failed
 
 A thought ends where anything else begins, a message where a call begins; calls stay open to the end, for a chat's
-stream may return to an earlier call. The last event comes from ``finish`` alone, so that what must happen before it can.
+stream may return to an earlier call. A good stream's last event comes from ``finish`` alone, so that what must happen
+before it can happen.
 """
 
 from __future__ import annotations
