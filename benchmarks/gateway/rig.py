@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tidemill.gateway import bind
-from tidemill.gateway.services import WorkerServices
+from tidemill.gateway.backing_options import BackingOptions
 from tidemill.kernel import (
     ApiKey,
     CacheMode,
@@ -183,11 +183,11 @@ class Gateway:
 
     def start_worker(self, number: int) -> subprocess.Popen[bytes]:
         listener = self._listener.fileno()
-        services = WorkerServices(limits_url=self._ledger)
+        services = BackingOptions(limits_url=self._ledger)
         return self._rig.spawn(
             [sys.executable, "-m", "tidemill.gateway", "--fd", str(listener), "--snapshot",
              str(self.place / "routing.json"), "--segments", str(self.segments), "--project", "bench", "--worker",
-             f"gateway-{number}", "--services", services.encode()],
+             f"gateway-{number}", "--backing", services.encode()],
             PROXY_CORE,
             self.port,
             inherit=(listener,),

@@ -115,7 +115,7 @@ def gateway(project: ProjectOption = HERE) -> None:
     from tidemill.gateway.worker import WorkerOptions, run_worker
     from tidemill.kernel.settings import load_settings
     from tidemill.loop.project import Places, prepare_places
-    from tidemill.server.children import gateway_services
+    from tidemill.server.children import gateway_backing
     from tidemill.server.supervisor import listening_socket
 
     settings = load_settings(_project_file(project))
@@ -131,7 +131,7 @@ def gateway(project: ProjectOption = HERE) -> None:
         capture=settings.gateway.capture,
         allowed_origins=frozenset(settings.gateway.allowed_origins),
         allowed_hosts=frozenset(settings.gateway.allowed_hosts),
-        services=gateway_services(settings, places),
+        backing=gateway_backing(settings, places),
         tls_certificate=_file(settings.folder, settings.gateway.tls_certificate),
         tls_key=_file(settings.folder, settings.gateway.tls_key),
     )

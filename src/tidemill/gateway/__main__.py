@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from tidemill.gateway.services import WorkerServices
+from tidemill.gateway.backing_options import BackingOptions
 from tidemill.gateway.worker import WorkerOptions, run_worker
 from tidemill.kernel import UserError
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--allow-host", action="append", default=[], help="a further Host name of a loopback listener")
     parser.add_argument("--tls-certificate", type=Path, help="PEM file of the listener's certificate chain: HTTPS")
     parser.add_argument("--tls-key", type=Path, help="PEM file of its private key; default: in the certificate's file")
-    parser.add_argument("--services", default="{}", help="JSON of gateway.services.WorkerServices")
+    parser.add_argument("--backing", default="{}", help="JSON of gateway.backing_options.BackingOptions")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     options = WorkerOptions(
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         allowed_hosts=frozenset(given.allow_host),
         tls_certificate=given.tls_certificate,
         tls_key=given.tls_key,
-        services=WorkerServices.decode(given.services),
+        backing=BackingOptions.decode(given.backing),
     )
     listener = socket.socket(fileno=given.fd) if given.fd is not None else None
     try:

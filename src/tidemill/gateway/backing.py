@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.gateway.answers import Refusal
+from tidemill.gateway.backing_options import BackingOptions
 from tidemill.gateway.front import Request
-from tidemill.gateway.services import WorkerServices
 from tidemill.kernel import InvalidInput, Scope, UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 _KEY_BYTES: Final = 32
 
 
-def open_limiter(services: WorkerServices, *, project: str, worker: str, folder: Path) -> Limiter | None:
+def open_limiter(services: BackingOptions, *, project: str, worker: str, folder: Path) -> Limiter | None:
     """The worker's limits; ``None`` where no store is named. The store itself is opened with the first limit.
 
     Args:
@@ -66,7 +66,7 @@ class ConversationDesk:
     """
 
     def __init__(
-        self, services: WorkerServices, *, project: str, state_folder: Path, resolve_secret: Callable[[str], str]
+        self, services: BackingOptions, *, project: str, state_folder: Path, resolve_secret: Callable[[str], str]
     ) -> None:
         self._service = services.conversations
         self._project = project

@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from tidemill.gateway.app import Access, Gateway
 from tidemill.gateway.backing import ConversationDesk, open_limiter
+from tidemill.gateway.backing_options import BackingOptions
 from tidemill.gateway.front import Front
 from tidemill.gateway.limits import Limits
 from tidemill.gateway.metrics import Metrics
-from tidemill.gateway.services import WorkerServices
 from tidemill.gateway.sessions import SessionTable
 from tidemill.gateway.snapshots import SecretResolver, Shared, SnapshotFile
 from tidemill.gateway.tls import ServerTls
@@ -52,7 +52,7 @@ class WorkerOptions:
         allowed_origins: browser origins that may call.
         allowed_hosts: further Host names of a loopback listener.
         limits: sizes and times.
-        services: what stands behind the worker besides upstreams.
+        backing: what stands behind the worker besides upstreams.
         tls_certificate, tls_key: PEM files; with them the worker speaks HTTPS, and follows their replacement.
     """
 
@@ -68,7 +68,7 @@ class WorkerOptions:
     limits: Limits = field(default_factory=Limits)
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    services: WorkerServices = WorkerServices()
+    backing: BackingOptions = BackingOptions()
 
 
 class Worker:
@@ -301,10 +301,10 @@ def _open_gateway(options: WorkerOptions, resolve_secret: SecretResolver, *, loo
         if snapshot.capture in {"masked", "hashed", "none"}:
             journal.set_capture(snapshot.capture)  # type: ignore[arg-type]  # narrowed by the set above
 
-    limiter = open_limiter(options.services, project=options.project, worker=name, folder=folder)
-    shared = Shared(options.project, resolve_secret, options.limits, limiter, options.services.cache_bytes)
+    limiter = open_limiter(options.backing, project=options.project, worker=name, folder=folder)
+    shared = Shared(options.project, resolve_secret, options.limits, limiter, options.backing.cache_bytes)
     conversations = ConversationDesk(
-        options.services,
+        options.backing,
         project=options.project,
         state_folder=options.state_folder,
         resolve_secret=resolve_secret,

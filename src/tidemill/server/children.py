@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidemill.gateway.services import ConversationService, EmbeddingService, WorkerServices
+from tidemill.gateway.backing_options import BackingOptions, ConversationOptions, EmbedderOptions
 from tidemill.kernel.settings import Settings
 from tidemill.server.supervisor import ChildSpec
 
@@ -67,7 +67,7 @@ def gateway_children(settings: Settings, places: Places, listener: int) -> list[
         *("--segments", str(places.segments)),
         *("--project", settings.project),
         *("--tenant", settings.tenant),
-        *("--services", gateway_services(settings, places).encode()),
+        *("--backing", gateway_backing(settings, places).encode()),
         *_optional("--tls-certificate", _file(settings, settings.gateway.tls_certificate)),
         *_optional("--tls-key", _file(settings, settings.gateway.tls_key)),
         *(word for origin in settings.gateway.allowed_origins for word in ("--allow-origin", origin)),
@@ -87,13 +87,13 @@ def gateway_children(settings: Settings, places: Places, listener: int) -> list[
     ]
 
 
-def gateway_services(settings: Settings, places: Places) -> WorkerServices:
+def gateway_backing(settings: Settings, places: Places) -> BackingOptions:
     """What stands behind the gateway's workers, as the project file says."""
     gateway, runtime = settings.gateway, settings.runtime
     kept = gateway.conversations
     conversations = None
     if kept.enabled:
-        conversations = ConversationService(
+        conversations = ConversationOptions(
             url=kept.store or f"sqlite:///{places.state / 'gateway' / 'conversations.db'}",
             retention_s=kept.retention_s,
             bytes_most=kept.bytes_most,
@@ -102,10 +102,10 @@ def gateway_services(settings: Settings, places: Places) -> WorkerServices:
         )
     embeddings = None
     if runtime.enabled and runtime.embedding is not None:
-        embeddings = EmbeddingService(
+        embeddings = EmbedderOptions(
             url=f"http://{reachable(runtime.host)}:{runtime.port}/v1", model=runtime.embedding
         )
-    return WorkerServices(
+    return BackingOptions(
         limits_url=limits_url(settings),
         limits_unavailable=gateway.limits_unavailable,
         cache_bytes=gateway.cache_bytes,

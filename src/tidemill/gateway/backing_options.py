@@ -11,7 +11,7 @@ from tidemill.kernel import InvalidInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingService:
+class EmbedderOptions:
     """An OpenAI-compatible ``/v1/embeddings``, for semantic caches.
 
     Args:
@@ -26,7 +26,7 @@ class EmbeddingService:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConversationService:
+class ConversationOptions:
     """Where ``/v1/responses`` keeps its turns.
 
     Args:
@@ -45,7 +45,7 @@ class ConversationService:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerServices:
+class BackingOptions:
     """Everything behind one worker. The supervisor hands it over as JSON; nothing of it is loaded until it is used.
 
     Args:
@@ -61,15 +61,15 @@ class WorkerServices:
     limits_unavailable: Literal["refuse", "allow"] = "refuse"
     cache_bytes: int = 64 << 20
     cache_url: str | None = None
-    embeddings: EmbeddingService | None = None
-    conversations: ConversationService | None = None
+    embeddings: EmbedderOptions | None = None
+    conversations: ConversationOptions | None = None
 
     def encode(self) -> str:
         """Write it as JSON."""
         return msgspec.json.encode(self).decode()
 
     @classmethod
-    def decode(cls, text: str) -> WorkerServices:
+    def decode(cls, text: str) -> BackingOptions:
         """Read what ``encode`` wrote.
 
         Raises:
@@ -78,4 +78,4 @@ class WorkerServices:
         try:
             return msgspec.json.decode(text, type=cls)
         except msgspec.DecodeError as error:
-            raise InvalidInput(f"the services of the worker cannot be read: {error}") from error
+            raise InvalidInput(f"what stands behind the worker cannot be read: {error}") from error
