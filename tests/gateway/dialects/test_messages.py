@@ -11,7 +11,7 @@ from typing import Any
 
 import anthropic
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.gateway.dialects.answering import Answer, Asked, answering
@@ -20,6 +20,8 @@ from tidemill.gateway.dialects import client_dialect
 from tidemill.gateway.dialects.messages import MessagesDialect
 from tidemill.models.providers import Credentials, Place, dialect
 
+UNHURRIED = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine draws slowly; that says nothing about the code."""
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TIDES = {
     "name": "tide_table",
@@ -324,7 +326,7 @@ def normal(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-@settings(deadline=None)
+@UNHURRIED
 @given(turns=conversations(), system=st.one_of(st.none(), TEXT))
 def test_a_round_trip_keeps_text_tools_results_images_and_thoughts(
     turns: list[dict[str, Any]], system: str | None
@@ -665,7 +667,7 @@ def fed(raw: bytes, pieces: Iterable[bytes], translate: Callable[[], Any]) -> by
     return b"".join([*(stream.feed(piece) for piece in pieces), stream.finish()])
 
 
-@settings(deadline=None)
+@UNHURRIED
 @given(deltas=st.lists(DELTA, max_size=6), data=st.data())
 def test_any_split_gives_the_same_events_and_blocks_are_well_formed(
     deltas: list[dict[str, Any]], data: st.DataObject
@@ -758,7 +760,7 @@ def anthropic_events(blocks: list[dict[str, Any]], stop_reason: str) -> bytes:
     return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events).encode()
 
 
-@settings(deadline=None)
+@UNHURRIED
 @given(
     blocks=st.lists(BLOCK, max_size=4).filter(
         # Texts that follow one another are one text in the pivot.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tidemill.models.providers import Credentials, Dialect, Place, UnsupportedField, dialect
@@ -137,7 +137,7 @@ def test_stream(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", having("provider_stream"))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_split_of_a_stream_gives_the_same_bytes(name: str, data: st.DataObject) -> None:
     raw = wire(EXCHANGES[name])
