@@ -29,6 +29,7 @@ class InnerFront:
     def __init__(self) -> None:
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._call: Call | None = None
+        self._written: list[bytes] = []
 
     def attend(self, call: Call) -> None:
         """Remember who answers."""
@@ -53,11 +54,14 @@ class InnerFront:
             self.done.set_exception(Refusal(502, text, "summary_failed"))
 
     def write(self, data: bytes) -> None:
-        """Streams are not asked for."""
+        """Take a piece of an answer with its head."""
+        self._written.append(data)
 
     def finished(self, *, stays: bool) -> None:  # noqa: ARG002
-        """The end of what is not asked for."""
-        self.cut()
+        """Take the end of what was written: an HTTP/1.0 request gets no chunks."""
+        head, _, body = b"".join(self._written).partition(b"\r\n\r\n")
+        status = head[9:12]
+        self.answer(int(status) if status.isdigit() else 502, body)
 
     def cut(self) -> None:
         """The answer broke off."""
@@ -83,6 +87,7 @@ def inner_ask(gateway: Gateway, outer: Exchange) -> Callable[[bytes], Awaitable[
 
         front = InnerFront()
         request = Request()
+        request.modern = False
         request.session = outer.request.session
         request.traceparent = outer.request.traceparent
         Exchange(gateway, front, request, read_request(body), body, outer.key, outer.junction, CHAT).start()
