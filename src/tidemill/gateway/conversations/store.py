@@ -49,7 +49,7 @@ class Retention:
     depth_most: int = 500
 
 
-class Base(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Beginning(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What a history begins with, once its first part was summed up.
 
     Args:
@@ -71,14 +71,14 @@ class Turn(msgspec.Struct, kw_only=True, omit_defaults=True):
         output: items the model gave.
         response: the Response object without its output; ``None`` for items added by the client, and for a response
             that was deleted while its conversation stays.
-        base: see ``Base``; of the history as of this turn.
+        base: see ``Beginning``; of the history as of this turn.
         metadata: of a conversation.
     """
 
     input: list[Item] = []
     output: list[Item] = []
     response: dict[str, Any] | None = None
-    base: Base | None = None
+    base: Beginning | None = None
     metadata: dict[str, str] | None = None
 
     @property
@@ -103,7 +103,7 @@ class History:
         thread: the thread it belongs to.
         items: oldest first.
         places: for each item, the entry it is in and its index there.
-        base: see ``Base``.
+        base: see ``Beginning``.
         start: entry at which ``items`` begin, where that is not the thread's first.
     """
 
@@ -111,7 +111,7 @@ class History:
     thread: str
     items: list[Item]
     places: list[tuple[str, int]]
-    base: Base | None = None
+    base: Beginning | None = None
     start: str | None = None
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from tidemill.gateway.answers import Refusal
 from tidemill.gateway.conversations.context import count_fixed, window_of, with_summary
-from tidemill.gateway.conversations.store import Base, Conversations, History, Turn
+from tidemill.gateway.conversations.store import Beginning, Conversations, History, Turn
 from tidemill.gateway.conversations.summaries import Ask, Fitted, fit
 from tidemill.gateway.dialects.responses_answer import (
     blank_response,
@@ -58,7 +58,7 @@ class ResponsesDialect:
         self._input: list[Item] = []
         self._response: dict[str, Any] = {}
         self._history: History | None = None
-        self._base: Base | None = None
+        self._base: Beginning | None = None
         self._start: str | None = None
         self._rewrite: Callable[[], bytes] | None = None
         self.kept: bool | None = None  # whether the response was kept; None: it was not to be
@@ -219,7 +219,7 @@ class ResponsesDialect:
         places = [*(self._history.places if self._history is not None else ())]
         entry, skip = places[first] if first < len(places) else (self._id, first - len(places))
         self._start = entry
-        self._base = Base(summary=fitted.summary or "", pinned=pinned, skip=skip)
+        self._base = Beginning(summary=fitted.summary or "", pinned=pinned, skip=skip)
 
     # -- the answer -------------------------------------------------------------------------------------------------
 
