@@ -24,7 +24,6 @@ from tidemill.gateway.sessions import Session, SessionTable
 from tidemill.gateway.shadows import ShadowQueue
 from tidemill.gateway.snapshots import Junction, RoutingTable, SnapshotFile
 from tidemill.gateway.tracing import IdSource, Journal
-from tidemill.gateway.upstream import UpstreamPool
 from tidemill.kernel import ApiKey, key_digest
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ class Gateway:
         self.metrics = metrics
         self.admission = shared.admission
         self.conversations = conversations
-        self.pool = UpstreamPool(shared.limits)
+        self.pool = shared.pool
         self.ids = IdSource()
         self.shadows = ShadowQueue(self)
         self._summaries: SummaryMemory | None = None

@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 from tidemill.gateway.answers import Refusal
 from tidemill.gateway.backing_options import BackingOptions
 from tidemill.gateway.front import Request
-from tidemill.kernel import InvalidInput, Scope, UserError
+from tidemill.gateway.upstream import UpstreamPool
+from tidemill.kernel import InvalidInput, Route, Scope, UserError
+from tidemill.kernel.routing_policy import CacheMode
 
 if TYPE_CHECKING:
     from tidemill.gateway.admission.limits import Limiter
+    from tidemill.gateway.cache import AnswerCache, AnswerStore, SimilarAnswers
+    from tidemill.gateway.cache.redis_tier import RedisTier
     from tidemill.gateway.conversations import Conversations
     from tidemill.gateway.dialects.responses import ResponsesDialect
     from tidemill.kernel import ApiKey
@@ -50,6 +54,85 @@ def open_limiter(services: BackingOptions, *, project: str, worker: str, folder:
         return open_lease_store(url, Scope(project, tenant))
 
     return Limiter(worker, folder, open_store, LimiterOptions(unavailable=services.limits_unavailable))
+
+
+class KeptAnswers:
+    """The answers of all routes of a worker that may be given again.
+
+    Args:
+        services: what stands behind the worker.
+        project: whose gateway.
+        pool: connections, for the embedding model.
+        resolve_secret: for its key.
+    """
+
+    def __init__(
+        self, services: BackingOptions, *, project: str, pool: UpstreamPool, resolve_secret: Callable[[str], str]
+    ) -> None:
+        self._services = services
+        self._project = project
+        self._pool = pool
+        self._resolve_secret = resolve_secret
+        self._store: AnswerStore | None = None
+        self._second: RedisTier | None = None
+        self._similar: SimilarAnswers | None = None
+
+    def of(self, route: Route, guardrails: str) -> AnswerCache | None:
+        """The kept answers of a route; ``None`` where none are kept.
+
+        Args:
+            route: the route.
+            guardrails: names all that answers have passed.
+
+        Raises:
+            UserError: what the route's policy needs cannot be had.
+        """
+        mode = route.policy.cache.mode
+        if mode is CacheMode.OFF:
+            return None
+        from tidemill.gateway.cache import AnswerCache, AnswerStore
+
+        if self._store is None:
+            self._store = AnswerStore(max_bytes=self._services.cache_bytes)
+        if self._second is None and self._services.cache_url is not None:
+            from tidemill.gateway.cache.redis_tier import RedisTier
+
+            self._second = RedisTier(self._services.cache_url, project=self._project)
+        similar = self._index() if mode is CacheMode.SEMANTIC else None
+        return AnswerCache(
+            route,
+            project=self._project,
+            guardrails=guardrails,
+            store=self._store,
+            second=self._second,
+            similar=similar,
+        )
+
+    def _index(self) -> SimilarAnswers | None:
+        embeddings = self._services.embeddings
+        if self._similar is None and embeddings is not None:
+            from tidemill.gateway.cache import SimilarAnswers
+            from tidemill.gateway.cache.embedding import PooledEmbedder
+
+            reference = embeddings.api_key_ref
+            api_key = self._resolve_secret(reference) if reference is not None else None
+            embed = PooledEmbedder(self._pool, url=embeddings.url, model=embeddings.model, api_key=api_key)
+            self._similar = SimilarAnswers(embed)
+        elif embeddings is None:
+            _log.warning("no embedding model is named, so the semantic cache finds the very same questions only")
+        return self._similar
+
+    def sweep(self, now_s: float) -> None:
+        """Forget answers whose time is over. ``now_s`` is in seconds since 1970."""
+        if self._store is not None:
+            self._store.sweep(now_s)
+
+    async def close(self) -> None:
+        """Let go of what was opened."""
+        if self._similar is not None:
+            await self._similar.close()
+        if self._second is not None:
+            await self._second.close()
 
 
 class ConversationDesk:

@@ -20,8 +20,9 @@ from tidemill.gateway.failures import Cause, Failed
 from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Asked, Heard, hear_body, hear_stream
 from tidemill.gateway.preparing import Preparation
-from tidemill.gateway.recording import Capture, Recording, nothing, usage_heard
+from tidemill.gateway.recording import Capture, Recording, nothing
 from tidemill.gateway.snapshots import Junction
+from tidemill.gateway.streams import without_usage
 from tidemill.kernel import ApiKey, UserError
 from tidemill.telemetry.records import Content
 
@@ -309,7 +310,7 @@ class Exchange(Recording):
                 body=body,
                 finish_reasons=heard.finish_reasons,
                 trace_id=self.identity.trace_id,
-                usage=usage_heard(self.operation, self.asked, heard),
+                usage=None,
             )
 
     def _deliver_whole(self, _written: bool) -> None:
@@ -460,7 +461,8 @@ class Exchange(Recording):
             passing.add(last)
             self._record("ok", None, self._release, told)
             if self.cache_key is not None and not capture.cut:
-                self._keep_answer(self.cache_key, capture.raw, told, streamed=True)
+                kept = without_usage(capture.raw) if self._asks_usage(self.lane) else capture.raw
+                self._keep_answer(self.cache_key, kept, told, streamed=True)
             return
 
         async def keep() -> None:

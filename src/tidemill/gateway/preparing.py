@@ -30,14 +30,15 @@ class Preparation:
         exchange: the request; it is told the outcome.
     """
 
-    _over = False
-    _waiting: Waiting | None = None
-    _task: asyncio.Task[None] | None = None
+    __slots__ = ("_body", "_exchange", "_gateway", "_over", "_task", "_waiting")
 
     def __init__(self, gateway: Gateway, exchange: Exchange) -> None:
         self._gateway = gateway
         self._exchange = exchange
         self._body = exchange.body
+        self._over = False
+        self._waiting: Waiting | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Take the first step."""
@@ -179,7 +180,7 @@ class Preparation:
                 asked.temperature,
                 isinstance(options, AskedOptions) and options.include_usage is True,
                 asked.n or 1,
-                exchange.request.header(b"cache-control"),
+                exchange.request.cache_control,
             )
         )
         if key is None:

@@ -12,19 +12,19 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from tidemill.gateway.admission import Admission
+from tidemill.gateway.backing import KeptAnswers
 from tidemill.gateway.limits import Limits
 from tidemill.gateway.operations import OPERATIONS
 from tidemill.gateway.routing import Chooser, HealthBook, Hedger, RetryBudget, RetryParts
 from tidemill.gateway.tls import Trust
-from tidemill.gateway.upstream import Address, Waits
+from tidemill.gateway.upstream import Address, UpstreamPool, Waits
 from tidemill.kernel import ApiKey, InvalidInput, ReleaseRoute, Route, RoutingSnapshot, Target, UserError
-from tidemill.kernel.routing_policy import CacheMode, Overflow, Prices
+from tidemill.kernel.routing_policy import Overflow, Prices
 from tidemill.models.providers import PASS_THROUGH, Credentials, Dialect, Place, dialect
 from tidemill.telemetry.records import Reference
 
 if TYPE_CHECKING:
     from tidemill.gateway.admission.limits import Limiter
-    from tidemill.gateway.cache import AnswerCache, AnswerStore
     from tidemill.gateway.guardrails import Guardrails, Plan
 
 _log = logging.getLogger(__name__)
@@ -136,8 +136,9 @@ class Shared:
         project: whose gateway.
         resolve_secret: for the keys of upstreams.
         limits: sizes and times.
+        pool: connections to upstreams.
+        answers: what may be given again.
         limiter: rate limits and budgets.
-        cache_bytes: memory for kept answers.
 
     Attributes:
         admission: who is let in.
@@ -149,20 +150,21 @@ class Shared:
         project: str,
         resolve_secret: SecretResolver,
         limits: Limits,
+        pool: UpstreamPool,
+        answers: KeptAnswers,
         limiter: Limiter | None = None,
-        cache_bytes: int = 64 << 20,
     ) -> None:
         self.project = project
         self.resolve_secret = resolve_secret
         self.limits = limits
+        self.pool = pool
+        self.answers = answers
         self.limiter = limiter
         self.admission = Admission(monotonic, limiter)
-        self._cache_bytes = cache_bytes
         self.rng = Random()  # noqa: S311 - it spreads load, and keeps no secret
         self.health = HealthBook(self.rng)
         self._budgets: dict[tuple[str, str], RetryBudget] = {}
         self._hedgers: dict[tuple[str, str], Hedger] = {}
-        self._answers: AnswerStore | None = None
         self._guardrails: Guardrails | None = None
 
     def budget(self, route: Route) -> RetryBudget:
@@ -195,22 +197,6 @@ class Shared:
 
             self._guardrails = Guardrails()
         return self._guardrails.plan(route.policy.guardrails)
-
-    def cache(self, route: Route, plan: Plan | None) -> AnswerCache | None:
-        """The kept answers of a route; ``None`` where none are kept."""
-        if route.policy.cache.mode is CacheMode.OFF:
-            return None
-        from tidemill.gateway.cache import AnswerCache, AnswerStore
-
-        if self._answers is None:
-            self._answers = AnswerStore(max_bytes=self._cache_bytes)
-        digest = plan.digest if plan is not None else ""
-        return AnswerCache(route, project=self.project, guardrails=digest, store=self._answers)
-
-    def sweep(self, now: float) -> None:
-        """Forget answers whose time is over. ``now`` is in seconds since 1970."""
-        if self._answers is not None:
-            self._answers.sweep(now)
 
     def follow(self, table: RoutingTable) -> None:
         """A new table is taken over: forget what it no longer has, and let admission follow."""
@@ -256,7 +242,7 @@ class Junction:
         self.budget = shared.budget(route)
         self.hedger = shared.hedger(route)
         self.plan = shared.plan(route)
-        self.cache = shared.cache(route, self.plan)
+        self.cache = shared.answers.of(route, self.plan.digest if self.plan is not None else "")
         targets = [target for release in route.releases for target in release.targets]
         windows = [target.context_tokens for target in targets if target.context_tokens is not None]
         self.context_tokens = min(windows) if windows and policy.overflow is not Overflow.PASS else None

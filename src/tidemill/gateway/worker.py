@@ -16,7 +16,7 @@ from time import monotonic, time
 from typing import Any, Final
 
 from tidemill.gateway.app import Access, Gateway
-from tidemill.gateway.backing import ConversationDesk, open_limiter
+from tidemill.gateway.backing import ConversationDesk, KeptAnswers, open_limiter
 from tidemill.gateway.backing_options import BackingOptions
 from tidemill.gateway.front import Front
 from tidemill.gateway.limits import Limits
@@ -25,6 +25,7 @@ from tidemill.gateway.sessions import SessionTable
 from tidemill.gateway.snapshots import SecretResolver, Shared, SnapshotFile
 from tidemill.gateway.tls import ServerTls
 from tidemill.gateway.tracing import Journal
+from tidemill.gateway.upstream import UpstreamPool
 from tidemill.kernel import RoutingSnapshot, Unavailable, check_name
 from tidemill.telemetry.records import Capture
 
@@ -139,6 +140,7 @@ class Worker:
         await self._drain(drain_timeout_s)
         self.gateway.admission.close()
         self.gateway.shadows.close()
+        await self.gateway.snapshots.shared.answers.close()
         self.gateway.pool.close()
         self._closed = True
         for handle in self._handles:
@@ -190,7 +192,7 @@ class Worker:
         """What is kept for minutes or days need not be looked at twice a second."""
         gateway = self.gateway
         assert gateway is not None
-        gateway.snapshots.shared.sweep(time())
+        gateway.snapshots.shared.answers.sweep(time())
         now = monotonic()
         if gateway.conversations.missing or now >= self._conversations_at:
             self._conversations_at = now + _CONVERSATIONS_SWEEP_S
@@ -301,8 +303,15 @@ def _open_gateway(options: WorkerOptions, resolve_secret: SecretResolver, *, loo
         if snapshot.capture in {"masked", "hashed", "none"}:
             journal.set_capture(snapshot.capture)  # type: ignore[arg-type]  # narrowed by the set above
 
-    limiter = open_limiter(options.backing, project=options.project, worker=name, folder=folder)
-    shared = Shared(options.project, resolve_secret, options.limits, limiter, options.backing.cache_bytes)
+    services, pool = options.backing, UpstreamPool(options.limits)
+    shared = Shared(
+        options.project,
+        resolve_secret,
+        options.limits,
+        pool,
+        KeptAnswers(services, project=options.project, pool=pool, resolve_secret=resolve_secret),
+        open_limiter(services, project=options.project, worker=name, folder=folder),
+    )
     conversations = ConversationDesk(
         options.backing,
         project=options.project,
