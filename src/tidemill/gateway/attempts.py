@@ -116,13 +116,14 @@ class Attempt:
         sse: whether the answer is a stream of events.
         opened: whether anything of it has been passed on.
         over: whether it has told its end, or was given up.
+        asked: whether the upstream has got the request, so that it may charge for it.
         opened_ns: when it opened; 0 before, and for a whole answer.
     """
 
     __slots__ = (
         "_body", "_caller", "_connecting", "_connection", "_first_token_at", "_forward", "_health", "_held",
-        "_hold_bytes", "_passes", "_pool", "_renewed", "_rest", "_size", "_translator", "_waits", "done_seen",
-        "head", "lane", "opened", "opened_ns", "over", "sse", "started_ns", "status",
+        "_hold_bytes", "_passes", "_pool", "_renewed", "_rest", "_size", "_translator", "_waits", "asked",
+        "done_seen", "head", "lane", "opened", "opened_ns", "over", "sse", "started_ns", "status",
     )  # fmt: skip
 
     status: int
@@ -131,6 +132,7 @@ class Attempt:
     opened: bool
     over: bool
     done_seen: bool
+    asked: bool
     opened_ns: int
     _connection: UpstreamConnection | None
     _connecting: asyncio.Task[None] | None
@@ -158,6 +160,7 @@ class Attempt:
         self.opened = False
         self.over = False
         self.done_seen = False
+        self.asked = False
         self.opened_ns = 0
         self._connection = None
         self._connecting = None
@@ -206,11 +209,6 @@ class Attempt:
         """What has come and was passed on to nobody."""
         return b"".join((self._body, *(self._held or ())))
 
-    @property
-    def asked(self) -> bool:
-        """Whether the upstream has got the request, so that it may charge for it."""
-        return self._connection is not None or self.status != 0
-
     # -- sink -------------------------------------------------------------------------------------------------
 
     def on_connected(self, connection: UpstreamConnection) -> None:
@@ -234,6 +232,7 @@ class Attempt:
             connection.start(self, head + body, b"", self._waits)
         else:
             connection.start(self, head, body, self._waits)
+        self.asked = True
         self._first_token_at = connection.deadline
 
     def on_head(self, status: int, headers: AnswerHead) -> None:

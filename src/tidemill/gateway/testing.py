@@ -65,6 +65,7 @@ class ScriptedUpstream:
         chunk_pause_s: between two events of a stream.
         delay_s: before each answer.
         usage: whether token usage is told.
+        usage_event: whether a stream that is asked for usage tells it in an event of its own, as OpenAI does.
         by_model: what answers to a request for a model suffer from, before all others.
     """
 
@@ -74,6 +75,7 @@ class ScriptedUpstream:
     chunk_pause_s: float = 0.0
     delay_s: float = 0.0
     usage: bool = True
+    usage_event: bool = False
     faults: deque[Fault] = field(default_factory=deque)
     always: Fault | None = None
     by_model: dict[str, Fault] = field(default_factory=dict)
@@ -259,11 +261,14 @@ class ScriptedUpstream:
             await asyncio.sleep(self.chunk_pause_s)
         if fault is not Fault.NO_DONE:
             last = self._event({}, "stop")
-            if self.usage:
+            apart = self.usage_event and bool((seen.body.get("stream_options") or {}).get("include_usage"))
+            if self.usage and not apart:
                 last["usage"] = _USAGE
             if self.extension is not None:
                 last["tidemill"] = self.extension
             _send_event(writer, last)
+            if self.usage and apart:
+                _send_event(writer, {**last, "choices": [], "usage": _USAGE})
             _send_chunk(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
         await writer.drain()
