@@ -37,7 +37,7 @@ def ask(
     lease: str, need: int, want: int = 0, *, of: Limit | None = None, holder: str = "gw-0/a", ttl_s: float = 3.0
 ) -> Ask:
     of = of or limit()
-    return Ask(f"{of.limit_id}.{lease}", of, holder, need, max(need, want), ttl_s)
+    return Ask(f"{of.limit_id}.{lease}", of, holder, need, max(need, want), need, ttl_s)
 
 
 def request(number: int, *charges: Charge, at: float | None = None) -> ChargedRequest:

@@ -13,6 +13,7 @@ from tidemill.ledger.accounts.charges import (
 )
 from tidemill.ledger.accounts.opening import open_lease_store
 from tidemill.ledger.accounts.values import (
+    HOLDER_SUFFIX,
     UNLEASED,
     Ask,
     Grant,
@@ -23,9 +24,11 @@ from tidemill.ledger.accounts.values import (
     Standing,
     account_of,
     quanta,
+    units,
 )
 
 __all__ = [
+    "HOLDER_SUFFIX",
     "UNLEASED",
     "Ask",
     "Charge",
@@ -41,4 +44,5 @@ __all__ = [
     "charged_request",
     "open_lease_store",
     "quanta",
+    "units",
 ]

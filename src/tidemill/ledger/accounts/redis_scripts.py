@@ -67,15 +67,16 @@ local function position(account, window)
 end
 """
 
-# ARGV: now, then for each ask: lease, account, holder, need, want, amount, window, ttl (microseconds).
+# ARGV: now, then for each ask: lease, account, holder, need, want, promised, amount, window and ttl
+# (microseconds).
 GRANT: Final = (
     _COMMON
     + """
 local answers = {text(now)}
-for i = 2, #ARGV, 8 do
+for i = 2, #ARGV, 9 do
   local lease, account, holder = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local need, want, amount = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
-  local window, ttl = tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7])
+  local need, want, promised = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
+  local amount, window, ttl = tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7]), tonumber(ARGV[i + 8])
   local spent, leased, idle, buckets = position(account, window)
   local available = amount - spent - leased
   if available < need then
@@ -83,7 +84,8 @@ for i = 2, #ARGV, 8 do
   else
     local granted = math.min(available, math.max(need, want))
     call('HSET', p .. 'lease:' .. lease, 'account', account, 'holder', holder, 'granted', text(granted),
-      'returned', '0', 'settled', '0', 'idle', text(granted - need), 'window', text(window), 'until', text(now + ttl))
+      'returned', '0', 'settled', '0', 'idle', text(math.max(0, granted - promised)), 'window', text(window),
+      'until', text(now + ttl))
     call('SADD', p .. 'leases:' .. account, lease)
     call('ZADD', p .. 'until', text(now + ttl), lease)
     local key = p .. 'spent:' .. account

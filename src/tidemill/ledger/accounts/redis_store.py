@@ -87,6 +87,7 @@ class RedisLeaseStore:
                 ask.holder,
                 ask.need,
                 ask.want,
+                ask.promised,
                 quanta(ask.limit.unit, ask.limit.amount),
                 window_us(ask.limit),
                 round(ask.ttl_s * MICROSECONDS),

@@ -106,7 +106,7 @@ class SqlLeaseStore:
                 "granted": answer.amount,
                 "returned": 0,
                 "settled": 0,
-                "idle": answer.amount - ask.need,
+                "idle": max(0, answer.amount - ask.promised),
                 "owed": None,
                 "window_us": window,
                 "until_us": now_us + round(ask.ttl_s * MICROSECONDS),

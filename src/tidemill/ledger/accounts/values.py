@@ -23,6 +23,9 @@ from tidemill.ledger.accounts.charges import ChargedRequest
 BUCKETS: Final = 60
 """A window's spending is kept in so many buckets; each counts until all of it has left the window."""
 
+HOLDER_SUFFIX: Final = ".holder"
+"""Of ``segments/WRITER/INCARNATION.holder``, the file that the holder ``WRITER/INCARNATION`` keeps locked while alive."""
+
 UNLEASED: Final = "unleased"
 """Ends the lease id of a charge that was admitted while no store could be asked."""
 
@@ -55,6 +58,7 @@ class Ask:
         holder: who asks, as ``writer/incarnation``; the writer is the name of its folder of segments.
         need: quanta without which the lease is of no use.
         want: quanta it would like, at least ``need``.
+        promised: quanta that requests are waiting for; the rest of the lease will be idle at first.
         ttl_s: how long it may admit requests on it.
     """
 
@@ -63,6 +67,7 @@ class Ask:
     holder: str
     need: int
     want: int
+    promised: int
     ttl_s: float
 
 

@@ -1,0 +1,248 @@
+"""Rate limits and budgets in a worker: reserve an upper bound before the call, count what was used after it.
+
+Where the leases at hand suffice, a call is let in without a system call. Otherwise it waits for the store's answer, and
+it is refused only because of one that was asked for after the call came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from tidemill.gateway.admission.desks import LeaseDesk, LimitCounts, LimiterOptions
+from tidemill.gateway.admission.leases import Account, Errand, HolderMark, LeaseKeeper, seconds
+from tidemill.gateway.admission.refusals import too_large
+from tidemill.gateway.admission.reservations import LeasedReservation, LimitWait, Part, Unlimited
+from tidemill.gateway.admission.seams import Admissible, Reservation
+from tidemill.gateway.answers import Refusal
+from tidemill.kernel import LimitScope, LimitUnit, Prices, Route, RoutingSnapshot
+from tidemill.ledger.accounts import Grant, LeaseStore, Shortage
+
+_MARK_BYTES: Final = 6
+_LAST_ERRAND_S: Final = 2.0
+_UNLIMITED: Final = Unlimited()
+#: Operations whose answers are no output tokens.
+_SILENT: Final = frozenset({"embeddings", "moderation"})
+
+
+class _Counted:
+    """The accounts that count a key's calls to an endpoint, and what bounds a call's amounts there."""
+
+    __slots__ = ("accounts", "context_tokens", "desk", "money", "tokens")
+
+    def __init__(self, accounts: Sequence[Account], desk: LeaseDesk | None, route: Route) -> None:
+        self.accounts = tuple(sorted(accounts, key=lambda account: account.limit.limit_id))
+        self.desk = desk
+        self.money = any(account.limit.unit is LimitUnit.USD for account in accounts)
+        self.tokens = self.money or any(account.limit.unit is LimitUnit.TOKENS for account in accounts)
+        windows = [target.context_tokens for release in route.releases for target in release.targets]
+        known = [window for window in windows if window is not None]
+        self.context_tokens = max(known) if known and len(known) == len(windows) else None
+
+    def needs(self, call: Admissible) -> tuple[int, int, int]:
+        """Upper bounds of a call in quanta: requests, tokens, billionths of a US dollar."""
+        if not self.tokens:
+            return 1, 0, 0
+        # A token is at least a byte; what is no text (an image, a recording) is still bound by the model's window.
+        given = call.input_bytes
+        if self.context_tokens is not None and given > self.context_tokens:
+            given = self.context_tokens
+        most = call.max_output_tokens
+        if most is None:
+            most = 0 if call.operation in _SILENT else call.route.policy.max_output_tokens
+        made = most * call.n
+        return 1, given + made, dearest(call.prices, given, made) if self.money else 0
+
+
+def dearest(prices: Prices, input_tokens: int, output_tokens: int) -> int:
+    """The most that so many tokens can cost, in billionths of a US dollar. Images are not foreseen."""
+    given = max(
+        prices.input_usd_per_mtok, prices.cached_input_usd_per_mtok or 0.0, prices.audio_input_usd_per_mtok or 0.0
+    )
+    made = max(
+        prices.output_usd_per_mtok, prices.reasoning_usd_per_mtok or 0.0, prices.audio_output_usd_per_mtok or 0.0
+    )
+    # A dollar a million tokens is a thousand billionths a token.
+    return int((given * input_tokens + made * output_tokens) * 1e3 + prices.request_usd * 1e9) + 1
+
+
+class Limiter:
+    """The limits of one worker, inside its event loop.
+
+    Args:
+        worker: its name, which is also that of its folder of segments.
+        folder: that folder.
+        open_store: opens the accounts of a tenant; called in a thread of its own, and only once there are limits.
+        options: how leases are kept.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        folder: Path,
+        open_store: Callable[[str], LeaseStore],
+        options: LimiterOptions = LimiterOptions(),  # noqa: B008 - a plain value
+    ) -> None:
+        self.options = options
+        self.counts = LimitCounts()
+        self._mark_name = f"h{secrets.token_hex(_MARK_BYTES)}"
+        self._holder = f"{worker}/{self._mark_name}"
+        self._folder = folder
+        self._open_store = open_store
+        self._accounts: dict[tuple[str, str], Account] = {}
+        self._counting: dict[tuple[str, LimitScope, str], list[Account]] = {}
+        self._counted: dict[str, dict[str, _Counted]] = {}
+        self._desks: dict[str, LeaseDesk] = {}
+        self._keeper: LeaseKeeper | None = None
+        self._mark: HolderMark | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticked_at = 0.0
+
+    def follow(self, snapshot: RoutingSnapshot) -> None:
+        """Take over the limits of a new snapshot; what is held of those that stay, stays."""
+        if not snapshot.limits and not self._accounts:
+            return
+        known = self._accounts
+        self._accounts, self._counting, self._counted = {}, {}, {}
+        for limit in snapshot.limits:
+            name = (limit.tenant, limit.limit_id)
+            account = known.pop(name, None)
+            if account is None:
+                account = Account(limit)
+            account.take_over(limit)
+            self._accounts[name] = account
+            self._counting.setdefault((limit.tenant, limit.scope, limit.subject), []).append(account)
+        for name, account in known.items():
+            if not account.at_rest:
+                account.gone = True
+                account.retire()
+                self._accounts[name] = account
+        if self._keeper is None and snapshot.limits:
+            self._start()
+
+    def applies(self, route: Route) -> bool:
+        """Whether a limit may count a call to this route."""
+        return any(
+            tenant == route.tenant and (scope is not LimitScope.ENDPOINT or subject == route.endpoint)
+            for tenant, scope, subject in self._counting
+        )
+
+    def enter(
+        self, call: Admissible, then: Callable[[Reservation], None], refused: Callable[[Refusal], None]
+    ) -> LimitWait | None:
+        """Reserve for a call.
+
+        Args:
+            call: who asks for what.
+            then: called with what is held; at once where the leases at hand suffice.
+            refused: called instead with a 429 or 503.
+
+        Returns:
+            The waiting call, or ``None`` if one of the two was called.
+        """
+        by_endpoint = self._counted.get(call.key.digest)
+        counted = by_endpoint.get(call.route.endpoint) if by_endpoint is not None else None
+        if counted is None:
+            counted = self._count(call)
+        desk = counted.desk
+        if desk is None:
+            then(_UNLIMITED)
+            return None
+        needs = counted.needs(call)
+        now = seconds()
+        parts: list[Part] = []
+        for account in counted.accounts:
+            lease = account.lease
+            need = needs[account.place]
+            if lease is None or lease.remaining < need or now >= lease.until:
+                return self._wait(desk, [(one, needs[one.place]) for one in counted.accounts], then, refused)
+            parts.append((account, lease, need))
+        for account, lease, need in parts:
+            lease.remaining -= need
+            lease.busy += 1
+            account.taken += need
+            if lease.remaining < lease.low and account.asked is None:
+                desk.refill(account, now)
+        then(LeasedReservation(desk, parts, parts[0][1].store_offset_s + now))
+        return None
+
+    def close(self) -> None:
+        """Hand back every lease. Call it when the worker has drained; waits a little for the store."""
+        keeper, mark, self._keeper, self._mark = self._keeper, self._mark, None, None
+        if keeper is None or mark is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        whole = True
+        for desk in self._desks.values():
+            errand, settled = desk.hand_back_all()
+            whole &= settled
+            keeper.send(errand)
+        done = keeper.close(_LAST_ERRAND_S)
+        mark.close(done=done and whole)
+
+    def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._mark = HolderMark(self._folder, self._mark_name)
+        self._keeper = LeaseKeeper(self._open_store, self._answered, loop)
+        self._ticked_at = seconds()
+        self._timer = loop.call_later(self.options.tick_s, self._tick)
+
+    def _desk(self, tenant: str) -> LeaseDesk:
+        desk = self._desks.get(tenant)
+        if desk is None:
+            assert self._keeper is not None
+            desk = LeaseDesk(tenant, self._holder, self._keeper.send, self.options, self.counts)
+            self._desks[tenant] = desk
+        return desk
+
+    def _answered(self, errand: Errand, answers: Sequence[Grant | Shortage], problem: Exception | None) -> None:
+        if self._keeper is not None:
+            self._desks[errand.tenant].answered(errand, answers, problem)
+
+    def _tick(self) -> None:
+        now = seconds()
+        elapsed_s, self._ticked_at = max(now - self._ticked_at, 1e-3), now
+        for desk in self._desks.values():
+            for account in desk.tick(elapsed_s):
+                if account.gone:
+                    self._accounts.pop((account.tenant, account.limit.limit_id), None)
+        self._timer = asyncio.get_running_loop().call_later(self.options.tick_s, self._tick)
+
+    def _count(self, call: Admissible) -> _Counted:
+        key, route = call.key, call.route
+        subjects = (
+            (LimitScope.KEY, key.name),
+            (LimitScope.TEAM, key.team),
+            (LimitScope.ENDPOINT, route.endpoint),
+            (LimitScope.TENANT, route.tenant),
+        )
+        found = [
+            account
+            for scope, subject in subjects
+            if subject is not None
+            for account in self._counting.get((route.tenant, scope, subject), ())
+        ]
+        counted = _Counted(found, self._desk(route.tenant) if found else None, route)
+        self._counted.setdefault(key.digest, {})[route.endpoint] = counted
+        return counted
+
+    def _wait(
+        self,
+        desk: LeaseDesk,
+        needs: Sequence[tuple[Account, int]],
+        then: Callable[[Reservation], None],
+        refused: Callable[[Refusal], None],
+    ) -> LimitWait | None:
+        for account, need in needs:
+            if need > account.cap:
+                self.counts.refused += 1
+                refused(too_large(account.limit, need))
+                return None
+        self.counts.waited += 1
+        call = LimitWait(desk, needs, then, refused)
+        call.begin()
+        return None if call.over else call
