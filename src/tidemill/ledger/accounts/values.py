@@ -24,7 +24,7 @@ BUCKETS: Final = 60
 """A window's spending is kept in so many buckets; each counts until all of it has left the window."""
 
 HOLDER_SUFFIX: Final = ".holder"
-"""Of ``segments/WRITER/INCARNATION.holder``, the file that the holder ``WRITER/INCARNATION`` keeps locked while alive."""
+"""Of ``segments/WRITER/INCARNATION.holder``, the file that its holder keeps locked while it lives."""
 
 UNLEASED: Final = "unleased"
 """Ends the lease id of a charge that was admitted while no store could be asked."""
