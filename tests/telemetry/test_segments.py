@@ -11,7 +11,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ from tidemill.telemetry import (
     Span,
     read_segment,
 )
-from tidemill.telemetry.frames import MARKER
+from tidemill.telemetry.frames import FRAME, KIND_INTENT, MARKER, SCHEMA_VERSION, checksum_start, frame_head
 from tidemill.telemetry.reading import hold_if_abandoned, inspect_segment, read_header
 
 
@@ -173,14 +175,14 @@ def test_nothing_is_made_before_the_first_record(tmp_path: Path) -> None:
 
 
 def test_segments_rotate_by_size_and_open_intents_move_on(tmp_path: Path) -> None:
-    with make(tmp_path, max_segment_bytes=3000) as writer:
+    with make(tmp_path, max_segment_bytes=1500) as writer:
         writer.intent(intent(999))
         for number in range(20):
             writer.finished(span(number), CONTENT)
         writer.finished(span(999))
     paths = sorted((tmp_path / "gw-0").glob("*.seg"))
     assert len(paths) > 3
-    assert all(path.stat().st_size < 4500 for path in paths)
+    assert all(path.stat().st_size < 2250 for path in paths)
     found = [record for path in paths for record in records(path)]
     assert [r.span.trace_id for r in found if isinstance(r, Finished)] == [span(n).trace_id for n in [*range(20), 999]]
     assert sum(isinstance(record, Intent) for record in found) == len(paths), "one copy in each segment"
@@ -353,6 +355,25 @@ def test_files_that_are_no_segments_are_named(tmp_path: Path) -> None:
     path.write_bytes(whole)
     with pytest.raises(InvalidInput, match="damaged"):
         read_header(path)
+
+
+def test_records_of_other_versions_are_read_or_named(tmp_path: Path) -> None:
+    with make(tmp_path) as writer:
+        writer.finished(span())
+    path = only(tmp_path)
+    seed, encode = read_header(path)[0].seed, msgspec.msgpack.encode
+    fields = msgspec.to_builtins(intent(2))
+    with path.open("ab") as file:
+        for payload in (encode(fields[:3]), encode([*fields, "a field of a later version"])):
+            file.write(frame_head(KIND_INTENT, payload, checksum_start(KIND_INTENT, SCHEMA_VERSION, seed)) + payload)
+        payload, newer = encode(fields), SCHEMA_VERSION + 1
+        checksum = crc32(payload, checksum_start(KIND_INTENT, newer, seed) ^ len(payload))
+        file.write(FRAME.pack(MARKER, checksum, len(payload), KIND_INTENT, newer) + payload)
+    *_, shorter, longer, unknown = records(path)
+    assert shorter == intent(2, endpoint=None)
+    assert longer == intent(2)
+    assert isinstance(unknown, Corrupt)
+    assert f"schema {newer} is newer" in unknown.reason
 
 
 def test_the_write_side_loads_no_database() -> None:

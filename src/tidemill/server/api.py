@@ -187,10 +187,12 @@ def rollout_json(rollout: Rollout) -> dict[str, Any]:
 
 def span_json(stored: StoredSpan) -> dict[str, Any]:
     """A stored span as a plain JSON object."""
-    span: dict[str, Any] = msgspec.to_builtins(stored.span)
-    span["duration_s"] = stored.span.duration_s
-    span["content"] = msgspec.to_builtins(stored.content) if stored.content is not None else None
-    return span
+    plain = msgspec.structs.asdict
+    return plain(stored.span) | {
+        "references": [plain(reference) for reference in stored.span.references],
+        "duration_s": stored.span.duration_s,
+        "content": plain(stored.content) if stored.content is not None else None,
+    }
 
 
 def _problem(status: int, message: str, hint: str | None = None) -> JSONResponse:

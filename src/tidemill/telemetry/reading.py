@@ -19,7 +19,6 @@ import msgspec
 
 from tidemill.kernel import InvalidInput
 from tidemill.telemetry.frames import (
-    CHECKED_FROM,
     FORMAT_VERSION,
     FRAME,
     FRAME_BYTES,
@@ -34,6 +33,7 @@ from tidemill.telemetry.frames import (
     SCHEMA_VERSION,
     End,
     SegmentHeader,
+    checksum_start,
 )
 from tidemill.telemetry.records import Content, Intent, Score, Span
 from tidemill.telemetry.sealing import Opener, read_secret
@@ -220,10 +220,10 @@ class _Window:
             if FRAME_BYTES + length > len(self._data):
                 return None
         end = place + FRAME_BYTES + length
-        with memoryview(self._data) as view, view[place + CHECKED_FROM : end] as checked:
-            if crc32(checked, self._seed) != checksum:
-                return None
-        return kind, schema, self._data[place + FRAME_BYTES : end]
+        payload = self._data[place + FRAME_BYTES : end]
+        if crc32(payload, checksum_start(kind, schema, self._seed) ^ length) != checksum:
+            return None
+        return kind, schema, payload
 
     def next_frame(self, at: int) -> int | None:
         """Offset of the next good frame at or behind a byte offset, or ``None`` if the file has no more."""
@@ -270,14 +270,16 @@ class _Decoder:
         wire = self._finished.decode(payload)
         if wire.sealed is None:
             return Finished(wire.span, wire.plain)
-        plain = self._opener.open(wire.sealed, (wire.span.trace_id + wire.span.span_id).encode())
+        plain = self._opener.open(wire.count, wire.sealed, (wire.span.trace_id + wire.span.span_id).encode())
         if plain is None:
             return Finished(wire.span, None, content_lost=True)
         return Finished(wire.span, self._content.decode(plain))
 
     def _read_score(self, payload: bytes) -> Score:
         wire = self._score.decode(payload)
-        plain = self._opener.open(wire.sealed, wire.score.score_id.encode()) if wire.sealed is not None else None
+        if wire.sealed is None:
+            return wire.score
+        plain = self._opener.open(wire.count, wire.sealed, wire.score.score_id.encode())
         if plain is None:
             return wire.score
         comment, correction = self._texts.decode(plain)

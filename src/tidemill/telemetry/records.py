@@ -2,6 +2,9 @@
 
 Field names follow OpenTelemetry's GenAI conventions where those have one. Light on purpose: the gateway imports this
 module on its hot path, so it needs msgspec and nothing else.
+
+What a request writes is encoded as arrays, without the names of its fields: a field's place is part of the format of
+segments, and a new one goes to the end, with a default.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ Capture = Literal["masked", "hashed", "none"]
 AttributeValue = str | int | float | bool
 
 
-class Reference(msgspec.Struct, frozen=True, gc=False):
+class Reference(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A passage or an artifact that an answer used.
 
     Args:
@@ -37,11 +40,11 @@ class Reference(msgspec.Struct, frozen=True, gc=False):
     score: float | None = None
 
 
-class Span(msgspec.Struct, frozen=True, gc=False):
+class Span(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One finished operation of a trace, written once and never changed.
 
     Name the fields when making one; only the gateway's hot path gives them by place, for by name a record of so many
-    fields costs as much as its encoding. So new fields go to the end.
+    fields costs as much as its encoding.
 
     Args:
         trace_id, span_id, parent_span_id: W3C ids in lower-case hexadecimal.
@@ -98,7 +101,7 @@ class Span(msgspec.Struct, frozen=True, gc=False):
         return (self.ended_at_ns - self.started_at_ns) / 1e9
 
 
-class Content(msgspec.Struct, frozen=True, gc=False):
+class Content(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What was said.
 
     Args:
@@ -110,7 +113,7 @@ class Content(msgspec.Struct, frozen=True, gc=False):
     output: str
 
 
-class Intent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Intent(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """What is known before the upstream call; it becomes an ``interrupted`` span if its writer dies first.
 
     Args:

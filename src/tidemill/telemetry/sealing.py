@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -16,8 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES: Final = 32
-_COUNTER = struct.Struct("<Q")
-_NONCE = struct.Struct("<QI")
+_NONCE_BYTES: Final = 12
 
 
 class Sealer:
@@ -33,10 +31,14 @@ class Sealer:
         self._encrypt = AESGCM(key).encrypt
         self._count = 0
 
-    def seal(self, plain: bytes, about: bytes) -> bytes:
-        """Encrypt; ``about`` (ids of the record) is bound to the text but not stored with it."""
+    def seal(self, plain: bytes, about: bytes) -> tuple[int, bytes]:
+        """Encrypt; ``about`` (ids of the record) is bound to the text but not stored with it.
+
+        Returns:
+            The counter, from 1, and the ciphertext with its tag.
+        """
         self._count = count = self._count + 1
-        return _COUNTER.pack(count) + self._encrypt(_NONCE.pack(count, 0), plain, about)
+        return count, self._encrypt(count.to_bytes(_NONCE_BYTES, "little"), plain, about)
 
 
 class Opener:
@@ -49,12 +51,12 @@ class Opener:
     def __init__(self, key: bytes | None) -> None:
         self._cipher = AESGCM(key) if key else None
 
-    def open(self, sealed: bytes, about: bytes) -> bytes | None:
+    def open(self, count: int, sealed: bytes, about: bytes) -> bytes | None:
         """Decrypt what ``Sealer.seal`` made; ``None`` if the key is gone or the text was altered or moved."""
-        if self._cipher is None or len(sealed) < _COUNTER.size:
+        if self._cipher is None or count < 0:
             return None
         with suppress(InvalidTag):
-            return self._cipher.decrypt(sealed[: _COUNTER.size] + b"\0\0\0\0", sealed[_COUNTER.size :], about)
+            return self._cipher.decrypt(count.to_bytes(_NONCE_BYTES, "little"), sealed, about)
         return None
 
 

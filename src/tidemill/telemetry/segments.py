@@ -30,6 +30,7 @@ from tidemill.telemetry.frames import (
     SCHEMA_VERSION,
     End,
     SegmentHeader,
+    checksum_start,
     encode_header,
     frame_head,
 )
@@ -46,9 +47,13 @@ _TEND_INTERVAL_S: Final = 1.0
 
 
 class FinishedWire(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Payload of a finished record: the span, and its content sealed or hashed."""
+    """Payload of a finished record as it is read: the span, and its content sealed or hashed.
+
+    It is written as a plain tuple, cut short where there is no content.
+    """
 
     span: Span
+    count: int = 0
     sealed: bytes | None = None
     plain: Content | None = None
 
@@ -57,22 +62,23 @@ class ScoreWire(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Payload of a score: its comment and correction are sealed apart."""
 
     score: Score
+    count: int = 0
     sealed: bytes | None = None
 
 
 class _OpenSegment:
     """A segment file this process writes: descriptor (locked), sealer and counters."""
 
-    __slots__ = ("born_s", "descriptor", "path", "records", "sealer", "seed", "size")
+    __slots__ = ("descriptor", "ends_s", "path", "records", "sealer", "size", "starts")
 
-    def __init__(self, path: Path, descriptor: int, header: SegmentHeader, key: bytes, born_s: float) -> None:
+    def __init__(self, path: Path, descriptor: int, header: SegmentHeader, key: bytes, ends_s: float) -> None:
         self.path = path
         self.descriptor = descriptor
-        self.seed = header.seed
+        self.starts = tuple(checksum_start(kind, SCHEMA_VERSION, header.seed) for kind in range(KIND_END + 1))
         self.sealer = Sealer(key)
         self.size = len(encode_header(header))
         self.records = 0
-        self.born_s = born_s
+        self.ends_s = ends_s
 
 
 class SegmentWriter:
@@ -115,11 +121,12 @@ class SegmentWriter:
         self._max_age_s = max_segment_age_s
         self._fsync = fsync
         self._clock = clock or SystemClock()
+        self._monotonic_s = self._clock.monotonic_s
         self._lock = threading.Lock()
-        self._encoder = msgspec.msgpack.Encoder()
+        self._encode = msgspec.msgpack.Encoder().encode
         self._segment: _OpenSegment | None = None
         self._retired: list[_OpenSegment] = []
-        self._open_intents: dict[str, Intent] = {}
+        self._open_intents: dict[tuple[str, str], Intent] = {}
         self._dirty = False
         self._closed = False
         self._stop = threading.Event()
@@ -132,66 +139,53 @@ class SegmentWriter:
 
     def intent(self, intent: Intent) -> None:
         """Note that a call is about to be made. Call ``finished`` with the same ids when it has ended."""
-        with self._lock:
-            self._append(KIND_INTENT, intent, self._ready())
-            self._open_intents[intent.trace_id + intent.span_id] = intent
+        self.write_all((intent,))
 
     def finished(self, span: Span, content: Content | None = None) -> None:
         """Write a finished span and what was said. When this returns, the span survives the death of the process."""
-        self._check_scope(span.project, span.tenant)
-        with self._lock:
-            segment = self._ready()
-            self._append(KIND_FINISHED, self._wire(segment, span, content), segment)
-            self._open_intents.pop(span.trace_id + span.span_id, None)
+        self.write_all(((span, content),))
 
     def write_all(self, entries: Sequence[Intent | tuple[Span, Content | None]]) -> None:
         """Write intents and finished spans in this order, all with one ``os.write``: all of them, or none.
 
         What ``intent`` and ``finished`` promise, at the price of one system call for requests that coincide.
         """
-        if len(entries) == 1:
-            entry = entries[0]
-            if isinstance(entry, Intent):
-                self.intent(entry)
-            else:
-                self.finished(*entry)
+        if not entries:
             return
-        for entry in entries:
-            if not isinstance(entry, Intent):
-                self._check_scope(entry[0].project, entry[0].tenant)
+        encode, payload_of, open_intents = self._encode, self._payload, self._open_intents
+        parts: list[bytes] = []
         with self._lock:
             segment = self._ready()
-            encode, seed = self._encoder.encode, segment.seed
-            parts: list[bytes] = []
+            starts, sealer = segment.starts, segment.sealer
             for entry in entries:
-                if isinstance(entry, Intent):
+                if isinstance(entry, tuple):
+                    payload = payload_of(sealer, entry[0], entry[1])
+                    parts.append(frame_head(KIND_FINISHED, payload, starts[KIND_FINISHED]))
+                else:
                     payload = encode(entry)
-                    parts.append(frame_head(KIND_INTENT, payload, seed))
-                else:
-                    payload = encode(self._wire(segment, *entry))
-                    parts.append(frame_head(KIND_FINISHED, payload, seed))
+                    parts.append(frame_head(KIND_INTENT, payload, starts[KIND_INTENT]))
                 parts.append(payload)
-            self._write_frames(segment, b"".join(parts), len(entries))
-            open_intents = self._open_intents
+            self._write(segment, b"".join(parts), len(entries))
             for entry in entries:
-                if isinstance(entry, Intent):
-                    open_intents[entry.trace_id + entry.span_id] = entry
-                else:
+                if isinstance(entry, tuple):
                     span = entry[0]
-                    open_intents.pop(span.trace_id + span.span_id, None)
+                    open_intents.pop((span.trace_id, span.span_id), None)
+                else:
+                    open_intents[entry.trace_id, entry.span_id] = entry
 
     def score(self, score: Score) -> None:
         """Write a score, e.g. a user's feedback."""
-        self._check_scope(score.project, score.tenant)
+        if score.project != self._project or score.tenant != self._tenant:
+            raise self._foreign(score.project, score.tenant)
         with self._lock:
             segment = self._ready()
-            sealed = None
+            sealed: tuple[()] | tuple[int, bytes] = ()
             if score.comment is not None or score.correction is not None:
                 if self._capture == "masked":
-                    plain = self._encoder.encode((_encodable(score.comment), _encodable(score.correction)))
+                    plain = self._encode((_encodable(score.comment), _encodable(score.correction)))
                     sealed = segment.sealer.seal(plain, score.score_id.encode())
                 score = msgspec.structs.replace(score, comment=None, correction=None)
-            self._append(KIND_SCORE, ScoreWire(score, sealed), segment)
+            self._append(KIND_SCORE, ScoreWire(score, *sealed), segment)
 
     def close(self) -> None:
         """Finish the current segment. Calls still open are reported as interrupted by the drainer."""
@@ -212,37 +206,47 @@ class SegmentWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_scope(self, project: str, tenant: str) -> None:
-        if project != self._project or tenant != self._tenant:
-            raise InvalidInput(
-                f"a record of {project}/{tenant} cannot be written to the segments of {self._project}/{self._tenant}"
-            )
+    def _foreign(self, project: str, tenant: str) -> InvalidInput:
+        return InvalidInput(
+            f"a record of {project}/{tenant} cannot be written to the segments of {self._project}/{self._tenant}"
+        )
 
-    def _wire(self, segment: _OpenSegment, span: Span, content: Content | None) -> FinishedWire:
+    def _payload(self, sealer: Sealer, span: Span, content: Content | None) -> bytes:
+        """A finished record, encoded."""
+        if span.tenant != self._tenant or span.project != self._project:
+            raise self._foreign(span.project, span.tenant)
+        encode = self._encode
         if content is None or self._capture == "none":
-            return FinishedWire(span)
+            return encode((span,))
         if self._capture == "hashed":
             key = self._hash_key
-            return FinishedWire(span, None, Content(hashed(content.input, key), hashed(content.output, key)))
+            return encode((span, 0, None, Content(hashed(content.input, key), hashed(content.output, key))))
         try:
-            plain = self._encoder.encode(content)
+            plain = encode(content)
         except UnicodeEncodeError:
-            plain = self._encoder.encode(Content(_encodable(content.input) or "", _encodable(content.output) or ""))
+            plain = encode(Content(_encodable(content.input) or "", _encodable(content.output) or ""))
         if len(plain) > MAX_PAYLOAD_BYTES // 2:
             # The span counts more than its text: a reader refuses frames of any size as damage.
-            return FinishedWire(
-                msgspec.structs.replace(
-                    span, attributes=span.attributes | {"tidemill.content_dropped_bytes": len(plain)}
-                )
-            )
-        return FinishedWire(span, segment.sealer.seal(plain, (span.trace_id + span.span_id).encode()))
+            dropped = span.attributes | {"tidemill.content_dropped_bytes": len(plain)}
+            return encode((msgspec.structs.replace(span, attributes=dropped),))
+        return encode((span, *sealer.seal(plain, (span.trace_id + span.span_id).encode())))
 
     def _append(self, kind: int, record: msgspec.Struct, segment: _OpenSegment) -> None:
-        payload = self._encoder.encode(record)
-        self._write_frames(segment, frame_head(kind, payload, segment.seed) + payload, 1)
+        payload = self._encode(record)
+        self._write(segment, frame_head(kind, payload, segment.starts[kind]) + payload, 1)
 
-    def _write_frames(self, segment: _OpenSegment, frames: bytes, count: int) -> None:
-        _write(segment, frames)
+    def _write(self, segment: _OpenSegment, frames: bytes, count: int) -> None:
+        """Append frames whole, or leave the segment as it was."""
+        size = len(frames)
+        try:
+            written = os.write(segment.descriptor, frames)
+            while written < size:
+                written += os.write(segment.descriptor, frames[written:])
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(segment.descriptor, segment.size)
+            raise _cannot_write(segment.path, error) from error
+        segment.size += size
         segment.records += count
         if self._fsync == "always":
             os.fdatasync(segment.descriptor)
@@ -253,7 +257,7 @@ class SegmentWriter:
         """The segment the next record goes to: the current one, or a new one if that is full, old or not there."""
         segment = self._segment
         if segment is not None:
-            if segment.size < self._max_bytes and self._clock.monotonic_s() - segment.born_s < self._max_age_s:
+            if segment.size < self._max_bytes and self._monotonic_s() < segment.ends_s:
                 return segment
             self._rotate()
         elif self._closed:
@@ -287,7 +291,12 @@ class SegmentWriter:
     def _begin(self) -> _OpenSegment:
         try:
             segment = create_segment(
-                self._folder, project=self._project, tenant=self._tenant, capture=self._capture, clock=self._clock
+                self._folder,
+                project=self._project,
+                tenant=self._tenant,
+                capture=self._capture,
+                max_age_s=self._max_age_s,
+                clock=self._clock,
             )
             if self._fsync == "always":
                 _sync_new(segment.path)
@@ -303,7 +312,7 @@ class SegmentWriter:
         while not self._stop.wait(_TEND_INTERVAL_S):
             with self._lock:
                 segment = self._segment
-                if segment is not None and self._clock.monotonic_s() - segment.born_s >= self._max_age_s:
+                if segment is not None and self._monotonic_s() >= segment.ends_s:
                     # No space left: the segment stays as it is, and the next record's caller is told.
                     with suppress(Unavailable):
                         self._rotate()
@@ -330,7 +339,9 @@ class SegmentWriter:
             os.close(segment.descriptor)
 
 
-def create_segment(folder: Path, *, project: str, tenant: str, capture: Capture, clock: Clock) -> _OpenSegment:
+def create_segment(
+    folder: Path, *, project: str, tenant: str, capture: Capture, max_age_s: float, clock: Clock
+) -> _OpenSegment:
     """Make the next segment file of a folder, locked before anyone can see it, with its key beside it."""
     header = SegmentHeader(
         segment_id=os.urandom(16).hex(),
@@ -352,7 +363,7 @@ def create_segment(folder: Path, *, project: str, tenant: str, capture: Capture,
         raise
     finally:
         draft.unlink()
-    return _OpenSegment(path, descriptor, header, key, clock.monotonic_s())
+    return _OpenSegment(path, descriptor, header, key, clock.monotonic_s() + max_age_s)
 
 
 def _publish(draft: Path, folder: Path) -> tuple[Path, bytes]:
@@ -375,19 +386,6 @@ def _publish(draft: Path, folder: Path) -> tuple[Path, bytes]:
         if key_path.exists() and key_path.stat().st_size == KEY_BYTES:
             return path, key
         path.unlink()
-
-
-def _write(segment: _OpenSegment, frames: bytes) -> None:
-    """Append frames whole, or leave the segment as it was."""
-    try:
-        written = os.write(segment.descriptor, frames)
-        while written < len(frames):
-            written += os.write(segment.descriptor, frames[written:])
-    except OSError as error:
-        with suppress(OSError):
-            os.ftruncate(segment.descriptor, segment.size)
-        raise _cannot_write(segment.path, error) from error
-    segment.size += len(frames)
 
 
 def _encodable(text: str | None) -> str | None:
