@@ -18,7 +18,7 @@ from tidemill.gateway import Limits, Worker, WorkerOptions, bind
 from tidemill.gateway.testing import ScriptedUpstream
 from tidemill.kernel import ApiKey, Arm, ReleaseRoute, Route, RoutingSnapshot, Target, key_digest
 from tidemill.kernel.routing_policy import Retries, RoutePolicy
-from tidemill.telemetry.reading import read_segment
+from tidemill.telemetry.reading import Finished, read_segment
 from tidemill.telemetry.records import Content, Intent, Score, Span
 
 KEY = "tm_test_key"
@@ -84,7 +84,7 @@ def read_records(segments: Path) -> Records:
                 found.intents.append(record)
             elif isinstance(record, Score):
                 found.scores.append(record)
-            elif hasattr(record, "span"):
+            elif isinstance(record, Finished):
                 found.spans.append(record.span)
                 if record.content is not None:
                     found.contents[record.span.span_id] = record.content

@@ -93,7 +93,7 @@ def test_anthropic_clients_are_served_and_refused_in_their_own_words(start: Star
     asked: Any = {"model": "desk", "max_tokens": 64, "messages": ASK}
     with anthropic.Anthropic(base_url=base, api_key=KEY, max_retries=0, timeout=60) as client:
         answer = client.messages.create(**asked)
-        assert answer.content[0].text == "Hello from the script."  # type: ignore[union-attr]
+        assert answer.content[0].text == "Hello from the script."
         with client.messages.stream(**asked) as stream:
             assert "".join(stream.text_stream) == "Hello from the script."
         with pytest.raises(anthropic.NotFoundError, match="no model 'nobody'"):
