@@ -422,7 +422,7 @@ class Exchange(Recording):
         """The upstream has nothing more: record, then let the client have the end."""
         if self._over:
             return
-        if self.guarding is None:
+        if self.guarding is None or self._ending:
             self._finish()
         else:
             self.guarding.finish()

@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class Diary:
     """What all clients saw.
 
     Args:
-        asked, statuses: by kind; by kind and status.
+        asked, statuses, spent_s: by kind; by kind and status; seconds by kind.
         cut: when connections ended early: from the question to the end, monotonic.
         whole: trace ids of answers that came whole, with the status.
         wrong: sentences about what must never happen.
@@ -47,6 +47,7 @@ class Diary:
 
     asked: Counter[str] = field(default_factory=Counter)
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    spent_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     broken_streams: int = 0
     hits: int = 0
     cut: list[tuple[float, float, str]] = field(default_factory=list)
@@ -56,6 +57,8 @@ class Diary:
     def add(self, other: Diary) -> None:
         self.asked += other.asked
         self.statuses += other.statuses
+        for kind, spent_s in other.spent_s.items():
+            self.spent_s[kind] += spent_s
         self.broken_streams += other.broken_streams
         self.hits += other.hits
         self.cut += other.cut
@@ -186,6 +189,7 @@ class Caller:
             except (ValueError, KeyError, IndexError, TypeError) as error:
                 self._hang_up()
                 self.diary.wrong.append(f"{kind}: an answer that cannot be read: {error!r}")
+            self.diary.spent_s[kind] += time.monotonic() - begun
         self._hang_up()
 
     def _hang_up(self) -> None:

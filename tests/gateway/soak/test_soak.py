@@ -1,4 +1,4 @@
-"""The whole gateway under everything at once: mixed clients, faults, reloads, limits, kills; then the books are read."""
+"""The whole gateway under everything at once: clients, faults, reloads, limits, kills; then the books are read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 
 from tests.gateway.soak.callers import MAIL, Caller, Diary
 from tests.gateway.soak.stage import BUDGET_USD, KEYS, Stage
+from tidemill.kernel import LimitUnit
+from tidemill.ledger.accounts import account_of, charged_request, quanta
 from tidemill.telemetry import Span
 
 SOAK_S = float(os.environ.get("SOAK_SECONDS", "60"))
@@ -41,8 +43,8 @@ def test_the_promises_hold_under_everything_at_once(tmp_path: Path, seconds: flo
         check_cuts(stage, diary)
         check_spans(stage.spans, diary)
         check_privacy(stage)
-        assert sum(stage.upstreams.injected.values()) > 20
-        assert diary.hits > 0
+        assert stage.upstreams.injected
+        assert diary.whole
 
 
 def play(stage: Stage, seconds: float) -> Diary:
@@ -86,9 +88,11 @@ def report(stage: Stage, diary: Diary) -> None:
     print(f"\n{sum(diary.asked.values())} asked, {len(diary.whole)} traced answers, {diary.hits} hits")
     print(f"{sum(injected.values())} faults of {len(injected)} kinds; {diary.broken_streams} streams ended in an error")
     print(f"{len(stage.killed_at)} kills cut {len(diary.cut)} calls; most memory {stage.most_mb:.0f} MB")
-    print(
-        f"statuses: {dict(sorted(sum((Counter({s: n}) for (_, s), n in diary.statuses.items()), Counter()).items()))}"
-    )
+    statuses: Counter[int] = Counter()
+    for (_, status), count in diary.statuses.items():
+        statuses[status] += count
+    print(f"statuses: {dict(sorted(statuses.items()))}")
+    print({kind: (count, round(diary.spent_s[kind], 1)) for kind, count in diary.asked.items()})
     for one in stage.standing():
         print(f"{one.limit.limit_id}: {one.spent:g} of {one.amount:g}, {one.leased:g} leased")
 
@@ -105,24 +109,22 @@ def check_cuts(stage: Stage, diary: Diary) -> None:
 
 def check_spans(spans: list[Span], diary: Diary) -> None:
     """Whoever got a whole answer is on record as finished, once; and the money is within the budget."""
-    requests = [
-        span for span in spans if span.operation != "attempt" and span.attributes.get("tidemill.arm") != "shadow"
-    ]
+    requests = [span for span in spans if span.operation != "attempt"]
     finished = Counter(span.trace_id for span in requests if span.status != "interrupted")
-    open_ended = {span.trace_id for span in requests if span.status == "interrupted"}
-    missing = [trace_id for trace_id in diary.whole if finished[trace_id] != 1]
-    assert missing == [], (
-        f"{len(missing)} of {len(diary.whole)} are not on record once: {[finished[m] for m in missing]}"
-    )
-    assert not open_ended & set(diary.whole)
+    interrupted = {span.trace_id for span in requests if span.status == "interrupted"}
+    missing = [(trace_id, finished[trace_id]) for trace_id in diary.whole if finished[trace_id] != 1]
+    assert missing == [], f"{len(missing)} of {len(diary.whole)} are not on record once"
+    assert not interrupted & set(diary.whole)
     statuses = {span.trace_id: span.http_status for span in requests}
-    assert [one for one, status in diary.whole.items() if statuses[one] not in (status, None)] == []
-    costs = sum(
-        span.cost_usd or 0.0
+    assert [one for one, status in diary.whole.items() if statuses[one] != status] == []
+    used = sum(
+        charge.reserved if charge.used is None else charge.used
         for span in requests
-        if span.tenant == "default" and span.attributes.get("tidemill.key") == "anna"
+        if (charged := charged_request(span.span_id, span.attributes)) is not None
+        for charge in charged.charges
+        if account_of(charge.lease) == "web-usd"
     )
-    assert costs <= BUDGET_USD
+    assert 0 < used <= quanta(LimitUnit.USD, BUDGET_USD)
 
 
 def check_privacy(stage: Stage) -> None:
