@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.1
 _SWEEP_S: Final = 0.5
+_OPEN_LIMITS_S: Final = 5.0
 _KEPT_SWEEP_S: Final = 10.0
 _CONVERSATIONS_SWEEP_S: Final = 600.0
 _BACKLOG: Final = 1024
@@ -121,6 +122,9 @@ class Worker:
         """
         self.gateway = _open_gateway(self.options, self._resolve_secret, loopback=loopback)
         self._follow()
+        limiter = self.gateway.snapshots.shared.limiter
+        if limiter is not None:
+            limiter.wait(_OPEN_LIMITS_S)
         self._every(_POLL_S, self._follow)
         self._every(_SWEEP_S, self._sweep)
         self._every(_KEPT_SWEEP_S, self._sweep_kept)

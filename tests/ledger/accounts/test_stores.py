@@ -10,6 +10,9 @@ import pytest
 
 from tidemill.kernel import FakeClock, InvalidInput, Limit, LimitScope, LimitUnit, Scope, Unavailable
 from tidemill.ledger.accounts import (
+    ADMITTED_AT,
+    CHARGES,
+    USED,
     Ask,
     Charge,
     ChargedRequest,
@@ -18,7 +21,7 @@ from tidemill.ledger.accounts import (
     LeaseStore,
     SettleReport,
     Shortage,
-    charge_attributes,
+    charge_head,
     charged_request,
     open_lease_store,
     quanta,
@@ -268,10 +271,13 @@ def test_a_url_that_names_no_store_is_refused() -> None:
 
 
 def test_charges_come_back_as_they_were_written() -> None:
-    charges = (Charge("key/ann/usd/1.ab", 5, 3), Charge("t.cd", 1))
-    attributes = charge_attributes(12.5, charges)
-    assert charged_request("r", attributes) == ChargedRequest("r", 12.5, charges)
-    assert charged_request("r", charge_attributes(12.5, [("t.cd", 1)])) == ChargedRequest("r", 12.5, charges[1:])
+    text = "[" + charge_head("key/ann/usd/1.ab") + "5,2]," + charge_head('t".cd') + "1,0]]"
+    attributes = {CHARGES: text, ADMITTED_AT: 12.5}
+    reserves = (Charge("key/ann/usd/1.ab", 5), Charge('t".cd', 1))
+    assert charged_request("r", attributes) == ChargedRequest("r", 12.5, reserves)
+    charges = (Charge("key/ann/usd/1.ab", 5, 3), Charge('t".cd', 1, 1))
+    assert charged_request("r", {**attributes, USED: "[1,7,3]"}) == ChargedRequest("r", 12.5, charges)
     assert charged_request("r", {"other": 1}) is None
-    with pytest.raises(InvalidInput, match="span r"):
-        charged_request("r", {"tidemill.charges": "<phone>"})
+    for broken in ({CHARGES: "<phone>", ADMITTED_AT: 1.0}, {CHARGES: text}, {**attributes, USED: "[1]"}):
+        with pytest.raises(InvalidInput, match="span r"):
+            charged_request("r", broken)

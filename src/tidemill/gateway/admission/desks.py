@@ -102,6 +102,11 @@ class LeaseDesk:
         self._sending: asyncio.Handle | None = None
         self._down_until = 0.0
 
+    def open(self) -> None:
+        """Have the store opened before anybody waits for it."""
+        self._under_way = Errand(self._tenant, left_at=seconds())
+        self._send_errand(self._under_way)
+
     def wish(self, account: Account, need: int = 0) -> None:
         """Ask for a lease, with whatever else comes up in this turn of the loop.
 

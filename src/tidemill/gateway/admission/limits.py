@@ -31,7 +31,7 @@ _SILENT: Final = frozenset({"embeddings", "moderation"})
 class _Counted:
     """The accounts that count a key's calls to an endpoint, and what bounds a call's amounts there."""
 
-    __slots__ = ("accounts", "context_tokens", "desk", "money", "tokens")
+    __slots__ = ("accounts", "context_tokens", "dearest", "desk", "money", "prices", "tokens")
 
     def __init__(self, accounts: Sequence[Account], desk: LeaseDesk | None, route: Route) -> None:
         self.accounts = tuple(sorted(accounts, key=lambda account: account.limit.limit_id))
@@ -40,6 +40,8 @@ class _Counted:
         self.tokens = self.money or any(account.limit.unit is LimitUnit.TOKENS for account in accounts)
         windows = [target.context_tokens for release in route.releases for target in release.targets]
         known = [window for window in windows if window is not None]
+        self.prices: Prices | None = None
+        self.dearest = (0.0, 0.0, 0.0)
         self.context_tokens = max(known) if known and len(known) == len(windows) else None
 
     def needs(self, call: Admissible) -> tuple[int, int, int]:
@@ -54,11 +56,19 @@ class _Counted:
         if most is None:
             most = 0 if call.operation in _SILENT else call.route.policy.max_output_tokens
         made = most * call.n
-        return 1, given + made, dearest(call.prices, given, made) if self.money else 0
+        if not self.money:
+            return 1, given + made, 0
+        if call.prices is not self.prices:
+            self.prices, self.dearest = call.prices, dearest(call.prices)
+        input_price, output_price, request_price = self.dearest
+        return 1, given + made, int(given * input_price + made * output_price + request_price) + 1
 
 
-def dearest(prices: Prices, input_tokens: int, output_tokens: int) -> int:
-    """The most that so many tokens can cost, in billionths of a US dollar. Images are not foreseen."""
+def dearest(prices: Prices) -> tuple[float, float, float]:
+    """The most that an input token, an output token and a request can cost, in billionths of a US dollar.
+
+    Images are not foreseen.
+    """
     given = max(
         prices.input_usd_per_mtok, prices.cached_input_usd_per_mtok or 0.0, prices.audio_input_usd_per_mtok or 0.0
     )
@@ -66,7 +76,7 @@ def dearest(prices: Prices, input_tokens: int, output_tokens: int) -> int:
         prices.output_usd_per_mtok, prices.reasoning_usd_per_mtok or 0.0, prices.audio_output_usd_per_mtok or 0.0
     )
     # A dollar a million tokens is a thousand billionths a token.
-    return int((given * input_tokens + made * output_tokens) * 1e3 + prices.request_usd * 1e9) + 1
+    return given * 1e3, made * 1e3, prices.request_usd * 1e9
 
 
 class Limiter:
@@ -122,6 +132,16 @@ class Limiter:
                 self._accounts[name] = account
         if self._keeper is None and snapshot.limits:
             self._start()
+            for tenant in {limit.tenant for limit in snapshot.limits}:
+                self._desk(tenant).open()
+
+    def wait(self, timeout_s: float) -> None:
+        """Block until the store was opened, or could not be: for a worker that serves nobody yet.
+
+        Loading a database's library takes a second, and many times that beside a busy event loop.
+        """
+        if self._keeper is not None:
+            self._keeper.wait(timeout_s)
 
     def applies(self, route: Route) -> bool:
         """Whether a limit may count a call to this route."""
@@ -154,19 +174,21 @@ class Limiter:
         needs = counted.needs(call)
         now = seconds()
         parts: list[Part] = []
+        charges = ""
         for account in counted.accounts:
             lease = account.lease
             need = needs[account.place]
             if lease is None or lease.remaining < need or now >= lease.until:
                 return self._wait(desk, [(one, needs[one.place]) for one in counted.accounts], then, refused)
             parts.append((account, lease, need))
+            charges = f"{charges},{lease.head}{need},{account.place}]"
         for account, lease, need in parts:
             lease.remaining -= need
             lease.busy += 1
             account.taken += need
             if lease.remaining < lease.low and account.asked is None:
                 desk.refill(account, now)
-        then(LeasedReservation(desk, parts, parts[0][1].store_offset_s + now))
+        then(LeasedReservation(desk, parts, charges[1:], parts[0][1].store_offset_s + now))
         return None
 
     def close(self) -> None:

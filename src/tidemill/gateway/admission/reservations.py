@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tidemill.gateway.admission.leases import Account, Lease, seconds
 from tidemill.gateway.admission.seams import Reservation
 from tidemill.gateway.answers import Refusal
-from tidemill.ledger.accounts import charge_attributes
+from tidemill.ledger.accounts import ADMITTED_AT, CHARGES, USED
 
 if TYPE_CHECKING:
     from tidemill.gateway.admission.desks import LeaseDesk
@@ -28,65 +27,53 @@ Part = tuple[Account, Lease, int]
 """An account, the lease of it that a call is admitted on, and the reserve in quanta."""
 
 
-def nanodollars(usd: float) -> int:
-    """Billionths of a US dollar, rounded up."""
-    return math.ceil(round(usd * _NANO, 3))
-
-
 class LeasedReservation:
     """What a call holds. See ``Reservation``.
 
     Args:
         desk: of the call's tenant.
         parts: what it holds, at least one part.
+        charges: the parts as text, see ``ledger.accounts.CHARGES``, without the brackets around.
         admitted_at_s: the store's time.
+
+    ``attributes`` hold the reserves, and after ``settle`` what was used as well.
     """
 
-    __slots__ = ("_admitted_at_s", "_desk", "_parts", "_used")
+    __slots__ = ("_admitted_at_s", "_desk", "_over", "_parts", "attributes")
 
-    def __init__(self, desk: LeaseDesk, parts: Sequence[Part], admitted_at_s: float) -> None:
+    def __init__(self, desk: LeaseDesk, parts: Sequence[Part], charges: str, admitted_at_s: float) -> None:
         self._desk = desk
         self._parts = parts
         self._admitted_at_s = admitted_at_s
-        self._used: tuple[int, int, int] | None = None
-
-    @property
-    def attributes(self) -> Mapping[str, str | float]:
-        """The charges: with the reserves alone before ``settle``, with what was used after it."""
-        if not self._parts:
-            return {}
-        used = self._used
-        if used is None:
-            charges: list[tuple[object, ...]] = [(lease.lease_id, reserved) for _, lease, reserved in self._parts]
-        else:
-            charges = [(lease.lease_id, reserved, used[account.place]) for account, lease, reserved in self._parts]
-        return charge_attributes(self._admitted_at_s, charges)
+        self._over = False
+        self.attributes: dict[str, str | float] = {CHARGES: f"[{charges}]", ADMITTED_AT: admitted_at_s}
 
     def first_token(self, elapsed_s: float) -> None:
         """Limits do not listen to this."""
 
     def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:  # noqa: ARG002 - failures cost too
         """Count what was used, give back the rest."""
-        if self._used is not None:
+        if self._over:
             return
-        self._used = used = (1, tokens, nanodollars(cost_usd))
+        self._over = True
+        nanodollars = int(cost_usd * _NANO + 0.5)
+        used = (1, tokens, nanodollars)
         at_s = self._admitted_at_s
-        overdrawn = False
         for account, lease, reserved in self._parts:
             amount = used[account.place]
             if amount > reserved:
-                overdrawn = True
+                self._desk.counts.overdrawn += 1
             lease.end(reserved, amount, at_s)
             if account.waiting:
                 self._desk.look_again(account)
-        self._desk.counts.overdrawn += overdrawn
+        self.attributes[USED] = f"[1,{tokens},{nanodollars}]"
 
     def cancel(self) -> None:
         """Nothing was used."""
-        if self._used is None:
-            self._used = (0, 0, 0)
+        if not self._over:
+            self._over = True
+            self.attributes = {}
             self._desk.give_back(self._parts)
-            self._parts = ()
 
 
 class Unlimited:
@@ -209,8 +196,9 @@ class LimitWait:
             self._place += 1
         self._end()
         admitted_at_s = max(lease.store_offset_s for _, lease, _ in self._parts) + seconds()
+        charges = ",".join(f"{lease.head}{need},{account.place}]" for account, lease, need in self._parts)
         try:
-            self._then(LeasedReservation(self._desk, self._parts, admitted_at_s))
+            self._then(LeasedReservation(self._desk, self._parts, charges, admitted_at_s))
         except Exception:  # noqa: BLE001 - a fault in one call must not strand the others
             _log.exception("a call could not be continued")
 

@@ -6,9 +6,12 @@ The values are light to import; a store's library is loaded when one is opened.
 from __future__ import annotations
 
 from tidemill.ledger.accounts.charges import (
+    ADMITTED_AT,
+    CHARGES,
+    USED,
     Charge,
     ChargedRequest,
-    charge_attributes,
+    charge_head,
     charged_request,
 )
 from tidemill.ledger.accounts.opening import open_lease_store
@@ -28,8 +31,11 @@ from tidemill.ledger.accounts.values import (
 )
 
 __all__ = [
+    "ADMITTED_AT",
+    "CHARGES",
     "HOLDER_SUFFIX",
     "UNLEASED",
+    "USED",
     "Ask",
     "Charge",
     "ChargedRequest",
@@ -40,7 +46,7 @@ __all__ = [
     "Shortage",
     "Standing",
     "account_of",
-    "charge_attributes",
+    "charge_head",
     "charged_request",
     "open_lease_store",
     "quanta",

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from tidemill.kernel import InvalidInput
 
 CHARGES: Final = "tidemill.charges"
+"""On intents and spans: JSON ``[[lease, reserved quanta, place of the unit], …]``."""
+USED: Final = "tidemill.used"
+"""On spans: JSON ``[requests, tokens, billionths of a US dollar]``; a unit's place is its index here."""
 ADMITTED_AT: Final = "tidemill.admitted_at"
+"""On both: when the request was admitted, in the store's time, seconds since 1970."""
 
 
-class Charge(msgspec.Struct, array_like=True, frozen=True, gc=False):
+@dataclass(frozen=True, slots=True)
+class Charge:
     """One account's part of a request, in quanta.
 
     Args:
@@ -47,18 +52,13 @@ class ChargedRequest:
     charges: tuple[Charge, ...]
 
 
-_DECODER: Final = msgspec.json.Decoder(tuple[Charge, ...])
-_ENCODE: Final = msgspec.json.Encoder().encode
+_DECODE_CHARGES: Final = msgspec.json.Decoder(tuple[tuple[str, int, Literal[0, 1, 2]], ...]).decode
+_DECODE_USED: Final = msgspec.json.Decoder(tuple[int, int, int]).decode
 
 
-def charge_attributes(admitted_at_s: float, charges: Sequence[Charge | tuple[object, ...]]) -> dict[str, str | float]:
-    """The attributes of an intent or a span that carry its charges.
-
-    Args:
-        admitted_at_s: as of ``ChargedRequest``.
-        charges: ``Charge`` or, on the hot path, plain tuples of its fields.
-    """
-    return {CHARGES: _ENCODE(charges).decode(), ADMITTED_AT: admitted_at_s}
+def charge_head(lease: str) -> str:
+    """How a charge on a lease begins in the text under ``CHARGES``; reserve, comma, place and bracket follow."""
+    return f"[{msgspec.json.encode(lease).decode()},"
 
 
 def charged_request(request_id: str, attributes: Mapping[str, object]) -> ChargedRequest | None:
@@ -70,8 +70,13 @@ def charged_request(request_id: str, attributes: Mapping[str, object]) -> Charge
     text = attributes.get(CHARGES)
     if text is None:
         return None
+    used_text = attributes.get(USED)
     try:
-        charges = _DECODER.decode(str(text))
-        return ChargedRequest(request_id, float(str(attributes.get(ADMITTED_AT, 0.0))), charges)
-    except (msgspec.DecodeError, ValueError) as error:
-        raise InvalidInput(f"the charges of span {request_id} cannot be read: {error}") from error
+        used = None if used_text is None else _DECODE_USED(str(used_text))
+        charges = tuple(
+            Charge(lease, reserved, None if used is None else used[place])
+            for lease, reserved, place in _DECODE_CHARGES(str(text))
+        )
+        return ChargedRequest(request_id, float(str(attributes[ADMITTED_AT])), charges)
+    except (msgspec.DecodeError, ValueError, KeyError) as error:
+        raise InvalidInput(f"the charges of span {request_id} cannot be read: {error!r}") from error
