@@ -112,7 +112,7 @@ class Upstreams:
                 server = ScriptedUpstream(words=(f"{name} ",) * 6, faults=drawn)
                 self.servers[name] = stack.enter_context(server)
             name = f"{tenant}-bulk"
-            self.servers[name] = stack.enter_context(ScriptedUpstream(words=(f"{name} " * 2000,) * 60))
+            self.servers[name] = stack.enter_context(ScriptedUpstream(words=(f"{name} " * 2000,) * 20))
 
     @property
     def injected(self) -> Counter[Fault]:
