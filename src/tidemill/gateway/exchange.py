@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from math import ceil
 from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Final
 
@@ -18,21 +17,20 @@ from tidemill.gateway.attempts import Attempt, Forward, malformed
 from tidemill.gateway.delivery import Client, Passing, head_of
 from tidemill.gateway.failures import Cause, Failed
 from tidemill.gateway.operations import Operation
-from tidemill.gateway.payloads import Asked, Heard, hear_body, hear_stream
+from tidemill.gateway.payloads import Asked, Heard, hear_body
 from tidemill.gateway.preparing import Preparation
-from tidemill.gateway.recording import Capture, Recording, nothing
+from tidemill.gateway.recording import Capture, nothing
+from tidemill.gateway.replying import EVENT_STREAM, Replying
 from tidemill.gateway.snapshots import Junction
 from tidemill.gateway.streams import without_usage
 from tidemill.kernel import ApiKey, UserError
-from tidemill.telemetry.records import Content
 
 if TYPE_CHECKING:
     from tidemill.gateway.app import Gateway
-    from tidemill.gateway.cache import CachedAnswer, CacheKey
+    from tidemill.gateway.cache import CacheKey
     from tidemill.gateway.dialects import ClientDialect
     from tidemill.gateway.dialects.responses import ResponsesDialect
     from tidemill.gateway.front import Request
-    from tidemill.gateway.guardrails import Blocked
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +38,9 @@ _BODYLESS: Final = frozenset((204, 304))
 _SHORT_S: Final = 5.0  # a deadline nearer than this gets an alarm of its own; the sweep sees to the rest
 _BROKE_OFF: Final = error_body(502, "The answer broke off upstream.", "upstream_broke_off")
 _JSON: Final = b"application/json"
-_EVENT_STREAM: Final = b"text/event-stream; charset=utf-8"
 
 
-class Exchange(Recording):
+class Exchange(Replying):
     """A request being answered by upstreams. A ``Call`` for the front, a ``Caller`` for its attempts.
 
     Args:
@@ -56,16 +53,11 @@ class Exchange(Recording):
         operation: what is asked.
     """
 
-    __slots__ = (
-        "_dialect", "_ending", "_front", "_passing", "_preparation", "_task", "_untraced", "_whole",
-    )  # fmt: skip
+    __slots__ = ("_ending", "_preparation", "_task", "_whole")
 
-    _dialect: ClientDialect | None
     _whole: bytes  # the answer, until its record is written
     _preparation: Preparation | None
     _task: asyncio.Task[None] | None
-    _passing: Passing | None
-    _untraced: bool
     _ending: bool  # an opened answer has come to its end and waits for what is due before the record
 
     def __init__(
@@ -176,93 +168,6 @@ class Exchange(Recording):
         if self.guarding is not None and not self._over:
             self.guarding.alongside(self.body)
 
-    # -- answers of the gateway's own -------------------------------------------------------------------------
-
-    def refused(self, refusal: Refusal) -> None:
-        """Answer with an error without a record: no upstream was asked."""
-        if self._over:
-            return
-        self._over = self._recorded = True
-        self._close()
-        self._gateway.metrics.in_flight -= 1
-        if self.ticket is not None:
-            self.ticket.cancel()
-        self._gateway.refused(refusal.status)
-        headers = self._gateway.origin_header(self.request)
-        if refusal.retry_after_s is not None:
-            headers += b"retry-after: %d\r\n" % max(1, ceil(refusal.retry_after_s))
-        self._front.answer(refusal.status, self._told(refusal.status, refusal.body()), headers=headers)
-
-    def kept_answer(self, found: CachedAnswer) -> None:
-        """Give a kept answer again, and record that."""
-        self._attributes.update(found.attributes())
-        self._status = 200
-        streamed = found.content_type.startswith(b"text/event-stream")
-        heard = hear_stream(found.body) if streamed else hear_body(found.body)
-        heard.usage = None
-
-        def deliver(_written: bool) -> None:
-            body = found.body
-            if self._dialect is not None:
-                if streamed:
-                    translator = self._dialect.stream()
-                    body = translator.feed(body) + translator.finish()
-                else:
-                    body = self._dialect.answer(body)
-            self._answer(200, body, found.header(), found.content_type)
-
-        self._record("ok", None, deliver, heard, from_cache=True)
-
-    def blocked(self, blocked: Blocked) -> None:
-        """A guardrail stopped the request or its answer."""
-        if self._over or self._recorded:
-            return
-        self._give_up_attempts()
-        from tidemill.gateway.guardrails import OnBlock, Stage
-
-        is_input = blocked.stage in {Stage.BEFORE, Stage.PARALLEL}
-        passing = self._passing if self._passing is not None and self._passing.begun else None
-        refuses = blocked.on_block is OnBlock.REFUSAL and passing is None and self.operation.name == "chat"
-        self._status = self._status if passing is not None else 200 if refuses else blocked.refusal().status
-
-        def deliver(_written: bool) -> None:
-            if passing is not None and not self._over:
-                self._over = True
-                passing.broken_off(blocked.refusal().body())
-            elif refuses:
-                self._deliver_refusing(blocked)
-            else:
-                self._answer(self._status, self._told(self._status, blocked.refusal().body()))
-
-        content = Content(blocked.content if is_input else self.asked.input_text(), "" if is_input else blocked.content)
-        self._record("error", "guardrail_blocked", deliver, content=content)
-
-    def _deliver_refusing(self, blocked: Blocked) -> None:
-        from tidemill.gateway.cache import stream_of
-
-        body = blocked.answer(
-            model=self.asked.model, answer_id=self.identity.trace_id, created_s=self._started_ns // 1_000_000_000
-        )
-        kind = b"application/json"
-        if self.streamed:
-            body, kind = stream_of(body) or b"", _EVENT_STREAM
-        if self._dialect is not None:
-            translator = self._dialect.stream()
-            body = translator.feed(body) + translator.finish() if self.streamed else self._dialect.answer(body)
-        self._answer(200, body, b"", kind)
-
-    def _answer(self, status: int, body: bytes, lines: bytes = b"", kind: bytes = b"application/json") -> None:
-        """Write a whole answer, once."""
-        if self._over:
-            return
-        self._over = True
-        self._attempt = None
-        self._front.answer(status, body, headers=lines + self._trace_headers(), content_type=kind)
-
-    def _told(self, status: int, body: bytes) -> bytes:
-        """An error in the client's dialect."""
-        return body if self._dialect is None else self._dialect.error(status, body)
-
     # -- whole answers ----------------------------------------------------------------------------------------
 
     def answered(self, attempt: Attempt, body: bytes, heard: Heard) -> None:
@@ -364,7 +269,7 @@ class Exchange(Recording):
             front,
             head_of(
                 attempt.status,
-                _EVENT_STREAM if translates else head.content_type,
+                EVENT_STREAM if translates else head.content_type,
                 framing,
                 lines + b"cache-control: no-cache\r\n" if sse else lines,
                 stays=front.stays,
@@ -486,21 +391,7 @@ class Exchange(Recording):
             self._over = True
             self._attempt = None
 
-    # -- failures towards the client --------------------------------------------------------------------------
-
-    def _give_up(self, failed: Failed) -> None:
-        """Tell the client that there is no answer."""
-        _log.warning("trace %s: %s: %s", self.identity.trace_id, failed.error_type, failed.detail)
-        self._status = failed.status
-        self._record("error", failed.error_type, lambda _: self._deliver_failure(failed), failed=failed)
-
-    def _deliver_failure(self, failed: Failed) -> None:
-        status, body = failed.status, failed.body
-        if not body:
-            text = f"The model behind '{self.asked.model}' gave no complete answer. Try again, or see the trace."
-            code = "upstream_timeout" if status == 504 else "upstream_failed"
-            body = error_body(status, text, code)
-        self._answer(status, self._told(status, body), failed.passed)
+    # -- failures towards the client -----------------------------------------------------------------------------
 
     def _break_off(self, failed: Failed) -> None:
         """End an answer that broke off after it had opened."""
@@ -533,15 +424,6 @@ class Exchange(Recording):
         self._cancel_steps()
         self._give_up_attempts()
         self._give_up(failed)
-
-    def _trace_headers(self) -> bytes:
-        headers = b"x-tidemill-trace-id: %b\r\n%b" % (self.identity.trace_id.encode(), self.lane.answer_header)
-        if self._untraced or self._dialect is not None or self.request.origin is not None:
-            headers += b"x-tidemill-untraced: 1\r\n" if self._untraced else b""
-            if self._dialect is not None:
-                headers += f"request-id: {self.identity.trace_id}\r\n".encode()
-            headers += self._gateway.origin_header(self.request)
-        return headers
 
     # -- from the client --------------------------------------------------------------------------------------
 

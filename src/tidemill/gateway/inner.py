@@ -41,7 +41,7 @@ class InnerFront:
         body: bytes,
         *,
         headers: bytes = b"",  # noqa: ARG002 - the front's interface
-        content_type: bytes = b"application/json",  # noqa: ARG002
+        content_type: bytes = b"application/json",  # noqa: ARG002 - the front's interface
     ) -> None:
         """Take the answer."""
         self._call = None
@@ -57,7 +57,7 @@ class InnerFront:
         """Take a piece of an answer with its head."""
         self._written.append(data)
 
-    def finished(self, *, stays: bool) -> None:  # noqa: ARG002
+    def finished(self, *, stays: bool) -> None:  # noqa: ARG002 - the front's interface
         """Take the end of what was written: an HTTP/1.0 request gets no chunks."""
         head, _, body = b"".join(self._written).partition(b"\r\n\r\n")
         status = head[9:12]

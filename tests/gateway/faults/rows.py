@@ -53,7 +53,7 @@ class Row:
 
 
 def _both(fault: Fault | Peer, status: int, error: str | None, **more: object) -> list[Row]:
-    return [Row(fault, stream, status, error, **more) for stream in (False, True)]  # type: ignore[arg-type]
+    return [Row(fault, stream, status, error, **more) for stream in (False, True)]  # type: ignore[arg-type]  # by name
 
 
 _LATE = {"told": b"upstream_timeout"}
