@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from gateway.churn import Load
-from gateway.rig import Rig, rss_mb
+from gateway.rig import MODEL, PLAIN_MODEL, Rig, rss_mb
 from rows import Row
 from tidemill.telemetry.reading import hold_if_abandoned
 
@@ -42,14 +42,16 @@ class Broom:
 
 def memory_rows(rig: Rig, requests: int) -> list[Row]:
     """Slope and peak of resident memory."""
-    gateway = rig.gateway(rig.stream_upstream())
+    gateway = rig.gateway(rig.stream_upstream(), plain=rig.plain_upstream())
+    body = rig.folder / "body-plain.json"
+    body.write_text(rig.body.read_text().replace(MODEL, PLAIN_MODEL))
     broom = Broom(gateway.segments)
     points: list[tuple[float, float]] = []
     done, turn = 0, 0
     try:
         while done < requests:
             load = Load(rig, gateway, f"memory-{turn}", TURN_S, "mixed")
-            done += rig.wrk(gateway.port, TURN_S)
+            done += rig.wrk(gateway.port, TURN_S, body=body)
             found, _ = load.finish()
             done += found["answered"]
             if found.get("unexpected"):

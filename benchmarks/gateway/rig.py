@@ -35,7 +35,7 @@ from tidemill.ledger import open_ledger
 
 HERE = Path(__file__).parent
 KEY = "tm_benchmark"
-MODEL = "gpt-4o-mini"
+MODEL, PLAIN_MODEL = "gpt-4o-mini", "gpt-4o-plain"
 RELEASE = "sha256:" + "5" * 64
 PROXY_CORE, LOAD_CORE = 0, 1
 CONNECTIONS = 64
@@ -128,19 +128,25 @@ class Rig:
         self.spawn([sys.executable, str(HERE / "stream_upstream.py"), str(port)], LOAD_CORE, port)
         return port
 
-    def gateway(self, upstream: int, *, workers: int = 1) -> Gateway:
-        """A gateway with keys, three limits (requests, tokens, money), an exact cache and traces."""
+    def gateway(self, upstream: int, *, workers: int = 1, plain: int | None = None) -> Gateway:
+        """A gateway with keys, three limits (requests, tokens, money), an exact cache and traces.
+
+        Args:
+            upstream: port of what answers for ``MODEL``.
+            workers: processes on one socket.
+            plain: port of what answers for ``PLAIN_MODEL``, if that is an endpoint too.
+        """
         place = self.folder / f"gateway-{free_port()}"
         place.mkdir()
-        return Gateway(self, place, upstream, workers)
+        return Gateway(self, place, {MODEL: upstream} | ({PLAIN_MODEL: plain} if plain else {}), workers)
 
-    def wrk(self, port: int, seconds: float, *, key: str = KEY) -> int:
+    def wrk(self, port: int, seconds: float, *, key: str = KEY, body: Path | None = None) -> int:
         """Requests answered by a closed loop of 64 connections, no two with the same text."""
         self._asked += 10_000_000
         done = subprocess.run(
             ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s",
              "--timeout", "30s", "-s", str(HERE / "post.lua"), f"http://127.0.0.1:{port}/v1/chat/completions"],
-            env={**os.environ, "BENCH_BODY": str(self.body), "BENCH_KEY": key, "BENCH_FROM": str(self._asked)},
+            env={**os.environ, "BENCH_BODY": str(body or self.body), "BENCH_KEY": key, "BENCH_FROM": str(self._asked)},
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         answered, failed = (int(word) for word in done.stdout.split("RESULT ")[1].split()[:2])
@@ -164,11 +170,11 @@ class Rig:
 class Gateway:
     """Workers on one listening socket, and their snapshot."""
 
-    def __init__(self, rig: Rig, place: Path, upstream: int, workers: int) -> None:
+    def __init__(self, rig: Rig, place: Path, upstreams: dict[str, int], workers: int) -> None:
         self.place = place
         self.segments = place / "segments"
         self._rig = rig
-        self._snapshot = _snapshot(upstream)
+        self._snapshot = _snapshot(upstreams)
         self._ledger = f"sqlite:///{place / 'ledger.db'}"
         open_ledger(self._ledger, blobs=str(place / "blobs"), scope=Scope("bench")).close()
         self.reload()
@@ -201,18 +207,24 @@ class Gateway:
         draft.replace(self.place / "routing.json")
 
 
-def _snapshot(upstream: int) -> RoutingSnapshot:
-    prices = Prices(input_usd_per_mtok=0.15, output_usd_per_mtok=0.6)
-    target = Target(url=f"http://127.0.0.1:{upstream}/v1", name="mock", prices=prices)
+def _snapshot(upstreams: dict[str, int]) -> RoutingSnapshot:
     policy = RoutePolicy(cache=CachePolicy(mode=CacheMode.EXACT, max_temperature=2.0))
-    route = Route(MODEL, "default", (ReleaseRoute(RELEASE, "release/bench@1", (target,)),), policy=policy)
+    routes = tuple(
+        Route(name, "default", (ReleaseRoute(RELEASE, "release/bench@1", (_target(port),)),), policy=policy)
+        for name, port in upstreams.items()
+    )
     limits = (
         _limit("key", LimitScope.KEY, "bench", LimitUnit.REQUESTS, 1e9, 60.0),
         _limit("tokens", LimitScope.ENDPOINT, MODEL, LimitUnit.TOKENS, 1e12, 3600.0),
         _limit("money", LimitScope.TENANT, "default", LimitUnit.USD, 1e6, 86400.0),
     )
     keys = (ApiKey(key_digest(KEY), "bench", "default"),)
-    return RoutingSnapshot("bench", 0, time.time(), 7200.0, (route,), keys, limits=limits)
+    return RoutingSnapshot("bench", 0, time.time(), 7200.0, routes, keys, limits=limits)
+
+
+def _target(port: int) -> Target:
+    prices = Prices(input_usd_per_mtok=0.15, output_usd_per_mtok=0.6)
+    return Target(url=f"http://127.0.0.1:{port}/v1", name="mock", prices=prices)
 
 
 def _limit(name: str, scope: LimitScope, subject: str, unit: LimitUnit, amount: float, window_s: float) -> Limit:

@@ -59,7 +59,7 @@ class BackingOptions:
 
     limits_url: str | None = None
     limits_unavailable: Literal["refuse", "allow"] = "refuse"
-    cache_bytes: int = 64 << 20
+    cache_bytes: int = 32 << 20
     cache_url: str | None = None
     embeddings: EmbedderOptions | None = None
     conversations: ConversationOptions | None = None

@@ -164,7 +164,7 @@ class GatewaySettings(Section):
         "refuse", description="What happens to limited requests while that store cannot be reached."
     )
     cache_store: str | None = Field(None, description="redis:// URL of a cache that workers share.")
-    cache_bytes: int = Field(64 << 20, ge=1 << 16, description="Memory of the answer cache of a worker.")
+    cache_bytes: int = Field(32 << 20, ge=1 << 16, description="Memory of the answer cache of a worker.")
     conversations: ConversationSettings = Field(default=ConversationSettings(), description="What /v1/responses keeps.")
 
     @model_validator(mode="after")
