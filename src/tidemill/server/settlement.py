@@ -7,7 +7,9 @@ counts each request once. So neither a killed worker nor a killed control plane 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -100,6 +102,17 @@ class Settlement:
             _log.info("%d leases of %d dead workers are closed", closed, len(gone))
             self._add(SettleReport(), closed=closed)
         self._store.tidy(_REMEMBER_S)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove marks of the dead that held nothing any more."""
+        for mark in self._segments.glob(f"*/*{HOLDER_SUFFIX}"):
+            with suppress(FileNotFoundError):
+                if time.time() - mark.stat().st_mtime < self._lost_s:
+                    continue  # it may hold leases that have not expired yet
+                with hold_if_abandoned(mark) as dead:
+                    if dead:
+                        mark.unlink()
 
     def _is_gone(self, holder: str, ago_s: float) -> bool:
         """Whether a holder is dead, and all it wrote is drained: then nothing can be charged to its leases any more."""

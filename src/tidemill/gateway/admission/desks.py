@@ -173,7 +173,7 @@ class LeaseDesk:
                     account.retire()
                 elif lease.until - now < self.options.ttl_s / 3 and account.asked is None:
                     self.refill(account, now)
-            if account.at_rest:
+            if account.at_rest and name not in self._wishes:
                 account.rate = 0.0
                 del self._live[name]
                 ended.append(account)
