@@ -368,6 +368,9 @@ class Attempt:
         wait_s, again = retry_facts(self.head.passed, time())
         heard = hear_body(body) if body else Heard()
         word = event_failure(heard.error).error_type if heard.error else f"http_{status}"
+        if not heard.error and not is_object(body):  # a proxy's page, or a server's one line: no client can read it
+            text = f"The model's server answered with status {status} and no error that can be read."
+            body = error_body(status, text, "upstream_error")
         return Failed(
             Cause.STATUS, status, word, f"HTTP status {self.status}", body, self.head.passed, wait_s, again, self.status
         )

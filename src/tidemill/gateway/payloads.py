@@ -6,7 +6,7 @@ events are joined into one JSON array and decoded in one call.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -30,10 +30,11 @@ class Asked(msgspec.Struct, gc=False):
     model: str
     stream: bool | None = None
     user: str | None = None
-    n: int | None = None
+    n: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    best_of: Annotated[int, msgspec.Meta(ge=1)] | None = None
     temperature: float | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
     stream_options: AskedOptions | msgspec.UnsetType | None = msgspec.UNSET
     messages: msgspec.Raw = _NO_RAW
     prompt: msgspec.Raw = _NO_RAW
@@ -46,8 +47,15 @@ class Asked(msgspec.Struct, gc=False):
 
     @property
     def output_tokens_most(self) -> int | None:
-        """What the request itself allows for one answer."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        """What the request itself allows for one answer; of two bounds the larger, for a provider may know only one."""
+        if self.max_completion_tokens is None or self.max_tokens is None:
+            return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return max(self.max_tokens, self.max_completion_tokens)
+
+    @property
+    def answers_most(self) -> int:
+        """How many answers a provider may write, and charge, for this request."""
+        return max(self.n or 1, self.best_of or 1) * (_prompts(self.prompt) if self.prompt else 1)
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -108,6 +116,7 @@ class Heard(msgspec.Struct, gc=False):
 _asked: Final = msgspec.json.Decoder(Asked)
 _answer: Final = msgspec.json.Decoder(_Answer)
 _events: Final = msgspec.json.Decoder(list[_Answer])
+_parts: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encode: Final = msgspec.json.encode
 
@@ -120,11 +129,21 @@ def read_request(body: bytes) -> Asked:
     """
     try:
         return _asked.decode(body)
+    except RecursionError:
+        raise Refusal(400, "The request body is nested too deeply.", "invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         if b'"model"' not in body and isinstance(error, msgspec.ValidationError):
             text = "The request names no model. Set 'model' to one of the endpoints that GET /v1/models lists."
             raise Refusal(400, text, "missing_model", param="model") from None
         raise Refusal(400, f"The request body cannot be read: {error}.", "invalid_json") from None
+
+
+def _prompts(prompt: bytes) -> int:
+    """How many prompts a completion's ``prompt`` holds: a text or its tokens are one, a list of either is several."""
+    if not bytes(prompt).startswith(b"["):
+        return 1
+    parts = _parts.decode(prompt)
+    return len(parts) if parts and bytes(parts[0])[:1] in {b'"', b"["} else 1
 
 
 def asked_by_form(request: Request) -> Asked:

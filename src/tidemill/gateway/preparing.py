@@ -55,7 +55,7 @@ class Preparation:
             key.priority or junction.policy.priority,
             len(exchange.body),
             asked.output_tokens_most,
-            asked.n or 1,
+            asked.answers_most,
             exchange.identity.span_id,
             junction.dearest,
         )
