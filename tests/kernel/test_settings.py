@@ -85,3 +85,9 @@ def test_settings_are_immutable() -> None:
     settings = parse_settings({"project": "a"})
     with pytest.raises(ValueError, match="frozen"):
         settings.gateway.port = 1  # type: ignore[misc]
+
+
+def test_the_gateways_base_url_says_whether_it_speaks_tls(tmp_path: Path) -> None:
+    assert load_settings(write(tmp_path, "project: helpdesk\n"), {}).gateway.base_url == "http://127.0.0.1:8410/v1"
+    write(tmp_path, "project: helpdesk\ngateway: {tls_certificate: c.pem, tls_key: k.pem}\n")
+    assert load_settings(tmp_path, {}).gateway.base_url == "https://127.0.0.1:8410/v1"

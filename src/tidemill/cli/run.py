@@ -57,7 +57,7 @@ def up(
             signal.signal(number, lambda *_: supervisor.stop())
 
         def ready(seconds: float) -> None:
-            say(f"ready after {seconds:.1f} s: gateway http://{settings.gateway.host}:{settings.gateway.port}/v1")
+            say(f"ready after {seconds:.1f} s: gateway {settings.gateway.base_url}")
 
         supervisor.run(ready_within_s=ready_within_s, on_ready=ready)
         say("stopped")
@@ -89,7 +89,7 @@ def status(project: ProjectOption = HERE, as_json: JsonOption = False) -> None:
             found["control"] = client.get("/api/v1/status")
         except Unavailable as error:
             found["problem"] = error.message
-    found["gateway"] = f"http://{settings.gateway.host}:{settings.gateway.port}/v1"
+    found["gateway"] = settings.gateway.base_url
     if as_json:
         print_json(found)
         return

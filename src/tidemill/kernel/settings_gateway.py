@@ -173,6 +173,11 @@ class GatewaySettings(Section):
             raise ValueError("HTTPS needs both tls_certificate and tls_key")
         return self
 
+    @property
+    def base_url(self) -> str:
+        """What clients on this machine set as their base URL."""
+        return f"{'http' if self.tls_certificate is None else 'https'}://{self.host}:{self.port}/v1"
+
 
 class PolicySettings(Section):
     """How an endpoint's requests are treated: the part of an endpoint that the gateway reads."""

@@ -288,8 +288,13 @@ class Stage:
 
     def log_lines(self) -> list[str]:
         """What workers said that they must not say."""
-        lines = [line for log in self._folder.glob("*.log") for line in log.read_text().splitlines()]
-        return [line for line in lines if re.search(r"Traceback|Exception| ERROR ", line)]
+        logs = [log.read_text().splitlines() for log in self._folder.glob("*.log")]
+        return [
+            "\n".join(lines[place : place + 40])
+            for lines in logs
+            for place, line in enumerate(lines)
+            if re.search(r"Traceback|Exception| ERROR ", line)
+        ]
 
 
 def _rss_mb(pid: int) -> float:

@@ -38,7 +38,7 @@ def test_the_promises_hold_under_everything_at_once(tmp_path: Path, seconds: flo
         report(stage, diary)
         assert diary.wrong == []
         assert stage.wrong == []
-        assert stage.log_lines() == []
+        assert not (said := stage.log_lines()), "\n".join(said)
         assert stage.most_mb < MOST_MB
         check_cuts(stage, diary)
         check_spans(stage.spans, diary)
@@ -117,11 +117,16 @@ def check_spans(spans: list[Span], diary: Diary) -> None:
     assert not interrupted & set(diary.whole)
     statuses = {span.trace_id: span.http_status for span in requests}
     assert [one for one, status in diary.whole.items() if statuses[one] != status] == []
-    used = sum(
-        charge.reserved if charge.used is None else charge.used
+    charges = [
+        charge
         for span in requests
         if (charged := charged_request(span.span_id, span.attributes)) is not None
         for charge in charged.charges
+    ]
+    assert [one for one in charges if one.used is not None and one.used > one.reserved] == []
+    used = sum(
+        charge.reserved if charge.used is None else charge.used
+        for charge in charges
         if account_of(charge.lease) == "web-usd"
     )
     assert 0 < used <= quanta(LimitUnit.USD, BUDGET_USD)
