@@ -73,6 +73,13 @@ def test_places_without_a_path_a_key_or_the_models_folder(gemini: Dialect) -> No
     sent = gemini.request("chat", HELLO, Place("", "h", "models/gemini-3.8-flash"), Credentials(), now_s=0)
     assert sent.path == "/v1beta/models/gemini-3.8-flash:generateContent"
     assert dict(sent.headers) == {"content-type": "application/json"}
+    sent = gemini.request("chat", HELLO, Place("/v1beta", "h", "tunedModels/kim's"), Credentials(), now_s=0)
+    assert sent.path == "/v1beta/tunedModels/kim%27s:generateContent"
+
+
+def test_a_conversation_of_nobody(gemini: Dialect) -> None:
+    with pytest.raises(InvalidInput, match="at least one message"):
+        body(gemini, messages=[{"role": "system", "content": "Be kind."}, {"role": "user", "content": ""}])
 
 
 def test_a_result_must_answer_a_call(gemini: Dialect) -> None:

@@ -47,9 +47,9 @@ FIELDS: Final = FieldTable(
         "stop": "`inferenceConfig.stopSequences`",
         "tools": "`toolConfig.tools`",
         "tool_choice": "`toolConfig.toolChoice`; `none` leaves the tools out; `allowed_tools` leaves out the others",
-        "parallel_tool_calls": "`true` only: it is what the models do",
         "response_format": "`outputConfig.textFormat`, `json_schema` only",
         "reasoning_effort": "`outputConfig.effort`: `low`, `medium`, `high`, `xhigh`, `max`",
+        "thinking": "`additionalModelRequestFields.thinking`, as Claude takes it",
         "service_tier": "`serviceTier`",
         "metadata": "`requestMetadata`",
         "user": "`requestMetadata.user`",
@@ -65,6 +65,7 @@ FIELDS: Final = FieldTable(
         "logit_bias": _BY_MODEL,
         "logprobs": "Converse tells no probabilities",
         "top_logprobs": "Converse tells no probabilities",
+        "parallel_tool_calls": _BY_MODEL,
         "functions": "it is replaced by 'tools'",
         "function_call": "it is replaced by 'tool_choice'",
         "verbosity": "there is no such setting there",
@@ -137,12 +138,6 @@ def _stop(value: Any, body: _Body, _: frozenset[str]) -> None:
     body.setdefault("inferenceConfig", {})["stopSequences"] = stops
 
 
-def _parallel(value: Any, body: _Body, leave_out: frozenset[str]) -> None:
-    del body, leave_out
-    if value is not True:
-        raise UnsupportedField("parallel_tool_calls", NAME, _BY_MODEL)
-
-
 def _response_format(value: Any, body: _Body, _: frozenset[str]) -> None:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind != "json_schema":
@@ -160,6 +155,13 @@ def _reasoning(value: Any, body: _Body, _: frozenset[str]) -> None:
     if value not in _EFFORTS:
         raise UnsupportedField(f"reasoning_effort.{value}", NAME, f"there is {', '.join(_EFFORTS)}")
     body.setdefault("outputConfig", {})["effort"] = value
+
+
+def _thinking(value: Any, body: _Body, _: frozenset[str]) -> None:
+    own = body.get("additionalModelRequestFields", {})
+    if not isinstance(own, dict):
+        raise InvalidInput("'additional_model_request_fields' must be an object.")
+    body["additionalModelRequestFields"] = {"thinking": value, **own}
 
 
 def _service_tier(value: Any, body: _Body, _: frozenset[str]) -> None:
@@ -189,9 +191,9 @@ def _stream_options(value: Any, _: _Body, leave_out: frozenset[str]) -> None:
 
 _TRANSLATORS: Final[Mapping[str, Callable[[Any, _Body, frozenset[str]], None]]] = {
     "stop": _stop,
-    "parallel_tool_calls": _parallel,
     "response_format": _response_format,
     "reasoning_effort": _reasoning,
+    "thinking": _thinking,
     "service_tier": _service_tier,
     "metadata": _metadata,
     "user": _identified("user"),

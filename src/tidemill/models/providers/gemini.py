@@ -77,7 +77,7 @@ class GeminiDialect:
         """Translate a pivot request; see ``Dialect``."""
         check_operation(self, operation)
         request = read_object(body, "The request")
-        model = place.model.removeprefix("models/")
+        model = place.model if "/" in place.model else f"models/{place.model}"
         query = ""
         if operation == "embeddings":
             method, document = embedding_body(request, model, left_out(place))
@@ -88,7 +88,7 @@ class GeminiDialect:
         headers = [("content-type", "application/json")]
         if credentials.api_key:
             headers.append(("x-goog-api-key", credentials.api_key))
-        path = f"{place.base_path or _BASE_PATH}/models/{quote(model, safe='-._')}:{method}{query}"
+        path = f"{place.base_path or _BASE_PATH}/{quote(model, safe='/-._')}:{method}{query}"
         return ProviderRequest(path, tuple(headers), _encode(document))
 
     def answer(self, operation: str, body: bytes, *, model: str, now_s: float = 0.0) -> bytes:
@@ -375,8 +375,9 @@ def _openai_error(error: Any, status: int) -> tuple[int, bytes]:
     if isinstance(code, int) and 400 <= code < 600:
         status = code
     word = str(error.get("status") or "") or None
-    reasons = {detail.get("reason") for detail in error.get("details") or () if isinstance(detail, dict)}
-    if "API_KEY_INVALID" in reasons:
+    details = error.get("details")
+    listed = details if isinstance(details, list) else []
+    if any(isinstance(detail, dict) and detail.get("reason") == "API_KEY_INVALID" for detail in listed):
         status, word = 401, "API_KEY_INVALID"  # Gemini says 400, on which no client would look at its key
     return status, error_json(status, str(error.get("message") or word or f"status {status}"), code=word)
 

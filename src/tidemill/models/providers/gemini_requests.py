@@ -44,35 +44,35 @@ FIELDS: Final = FieldTable(
     provider=NAME,
     served={
         "model": "the path",
-        "messages": "contents and systemInstruction",
-        "stream": "streamGenerateContent",
-        "stream_options": "include_usage: a last chunk with usage",
-        **{field: f"generationConfig.{name}" for field, name in _GENERATION.items()},
-        "stop": "generationConfig.stopSequences",
-        "tools": "tools.functionDeclarations; strict: mode VALIDATED",
-        "tool_choice": "toolConfig.functionCallingConfig",
-        "parallel_tool_calls": "true only: it is what Gemini does",
-        "response_format": "generationConfig.responseMimeType and responseJsonSchema",
-        "reasoning_effort": "generationConfig.thinkingConfig",
-        "service_tier": "serviceTier",
-        **_BESIDE,
-        "user": "labels.user, as a SHA-256",
-        "safety_identifier": "labels.safety_identifier, as a SHA-256",
-        "extra_body": "google.thinking_config and google.cached_content",
+        "messages": "`contents`; system and developer messages together become `systemInstruction`",
+        "stream": "`streamGenerateContent`",
+        "stream_options": "`include_usage`: a last chunk with usage",
+        **{field: f"`generationConfig.{name}`" for field, name in _GENERATION.items()},
+        "stop": "`generationConfig.stopSequences`",
+        "tools": "`tools.functionDeclarations`; a strict one sets the mode `VALIDATED`",
+        "tool_choice": "`toolConfig.functionCallingConfig`",
+        "response_format": "`generationConfig.responseMimeType` and `responseJsonSchema`",
+        "reasoning_effort": "`generationConfig.thinkingConfig`: a level from Gemini 3 on, else a budget",
+        "service_tier": "`serviceTier`: `default` is `standard`",
+        **{field: f"`{name}`" for field, name in _BESIDE.items()},
+        "user": "`labels.user`, as a SHA-256",
+        "safety_identifier": "`labels.safety_identifier`, as a SHA-256",
+        "extra_body": "`google.thinking_config` and `google.cached_content`",
     },
     refused={
-        "logit_bias": "Gemini has no bias on tokens",
-        "functions": "use 'tools'",
-        "function_call": "use 'tool_choice'",
-        "verbosity": "Gemini has no such setting",
-        "modalities": "only text comes out",
-        "audio": "only text comes out",
-        "prediction": "Gemini takes no predicted output",
-        "web_search_options": "Gemini's search is a tool of its own",
-        "moderation": "Gemini has 'safety_settings' instead",
-        "prompt_cache_key": "Gemini caches by itself, without a key",
-        "prompt_cache_options": "Gemini caches by itself, or by extra_body.google.cached_content",
-        "prompt_cache_retention": "Gemini caches by itself, or by extra_body.google.cached_content",
+        "logit_bias": "tokens cannot be weighted there",
+        "parallel_tool_calls": "it cannot be held to one call at a time",
+        "functions": "it is replaced by 'tools'",
+        "function_call": "it is replaced by 'tool_choice'",
+        "verbosity": "there is no such setting there",
+        "modalities": "only text is asked for",
+        "audio": "only text is asked for",
+        "prediction": "there is no predicted output there",
+        "web_search_options": "its search is a tool of another shape",
+        "moderation": "it has 'safety_settings' instead",
+        "prompt_cache_key": "it caches by itself, without a key",
+        "prompt_cache_options": "it caches by itself, or by extra_body.google.cached_content",
+        "prompt_cache_retention": "it caches by itself, or by extra_body.google.cached_content",
     },
 )
 """The fields of a chat request."""
@@ -81,11 +81,11 @@ EMBEDDING_FIELDS: Final = FieldTable(
     provider=NAME,
     served={
         "model": "the path",
-        "input": "content of each request; texts only",
-        "dimensions": "outputDimensionality",
-        "encoding_format": "either: the answer has numbers, which OpenAI's clients take for base64 too",
-        "task_type": "taskType",
-        "title": "title",
+        "input": "`content` of each request; texts only",
+        "dimensions": "`outputDimensionality`",
+        "encoding_format": "either: the answer holds numbers, which OpenAI's clients take for `base64` too",
+        "task_type": "`taskType`",
+        "title": "`title`",
     },
     refused={"user": "an embedding call has no labels"},
 )
@@ -146,6 +146,11 @@ def chat_body(request: dict[str, Any], place: Place) -> dict[str, Any]:
 def embedding_body(request: dict[str, Any], model: str, leave_out: frozenset[str]) -> tuple[str, dict[str, Any]]:
     """The method and body of an embedding call: one text by ``embedContent``, several by ``batchEmbedContents``.
 
+    Args:
+        request: the decoded pivot request.
+        model: the model's name with its folder, ``models/…``.
+        leave_out: fields to pass over.
+
     Raises:
         UnsupportedField: a field has no place, or the input holds token ids.
         InvalidInput: there is no input.
@@ -158,7 +163,7 @@ def embedding_body(request: dict[str, Any], model: str, leave_out: frozenset[str
         raise UnsupportedField("input", NAME, "it embeds texts only, and at least one")
     rest = {"task_type": "taskType", "title": "title", "dimensions": "outputDimensionality"}
     options = {name: wanted[field] for field, name in rest.items() if field in wanted}
-    requests = [{"model": f"models/{model}", "content": {"parts": [{"text": text}]}, **options} for text in texts]
+    requests = [{"model": model, "content": {"parts": [{"text": text}]}, **options} for text in texts]
     return ("embedContent", requests[0]) if single else ("batchEmbedContents", {"requests": requests})
 
 
@@ -190,12 +195,6 @@ def _tool_choice(value: Any, body: dict[str, Any], _: _Target) -> None:
     if choice.names:
         config["allowedFunctionNames"] = list(choice.names)
     body["toolConfig"] = {"functionCallingConfig": config}
-
-
-def _parallel(value: Any, body: dict[str, Any], target: _Target) -> None:
-    del body, target
-    if value is not True:
-        raise UnsupportedField("parallel_tool_calls", NAME, "Gemini cannot be held to one call at a time")
 
 
 def _response_format(value: Any, body: dict[str, Any], _: _Target) -> None:
@@ -267,7 +266,6 @@ _TRANSLATORS: Final[Mapping[str, Callable[[Any, dict[str, Any], _Target], None]]
     "stop": _stop,
     "tools": _tools,
     "tool_choice": _tool_choice,  # after the tools, whose strictness it keeps
-    "parallel_tool_calls": _parallel,
     "response_format": _response_format,
     "reasoning_effort": _reasoning,
     "extra_body": _extra_body,
@@ -293,7 +291,10 @@ def _conversation(messages: list[dict[str, Any]], target: _Target) -> dict[str, 
             parts = list(_model_parts(message, target, called))
             contents.extend([{"role": "model", "parts": parts}] if parts else [])
         else:
-            contents.append({"role": "user", "parts": list(_parts(message.get("content"), target)) or [{"text": ""}]})
+            spoken = list(_parts(message.get("content"), target))
+            contents.extend([{"role": "user", "parts": spoken}] if spoken else [])
+    if not contents:
+        raise InvalidInput("'messages' must hold at least one message of a user that is not empty.")
     body: dict[str, Any] = {"contents": contents}
     if system:
         body["systemInstruction"] = {"parts": system}
