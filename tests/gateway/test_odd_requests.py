@@ -14,7 +14,10 @@ from tests.gateway.conftest import ONCE, RunningGateway, target
 from tests.gateway.wire import Wire, ask, post
 from tidemill.gateway.answers import Refusal
 from tidemill.gateway.payloads import read_request
+from tidemill.gateway.testing import Fault, ScriptedUpstream
 from tidemill.kernel import Route
+
+TURN = [{"role": "user", "content": "Hello."}]
 
 
 def asked(**fields: Any) -> bytes:
@@ -64,6 +67,20 @@ def test_a_deep_body_is_refused_and_the_connection_serves_on(gateway: RunningGat
         assert json.loads(body)["error"]["message"] == "The request body is nested too deeply."
         wire.send(ask())
         assert wire.answer()[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_says_nothing_is_an_error_to_clients_of_another_dialect(
+    gateway: RunningGateway, upstream: ScriptedUpstream, stream: bool
+) -> None:
+    upstream.always = Fault.SLOW_HEADER  # its answer is {}
+    with Wire(gateway.port) as wire:
+        wire.socket.settimeout(30)
+        wire.send(post({"model": "desk", "max_tokens": 5, "messages": TURN, "stream": stream}, path="/v1/messages"))
+        status, body = wire.answer()
+    assert status == 502
+    assert json.loads(body)["type"] == "error"
+    assert gateway.records().span().status == "error"
 
 
 def test_an_error_page_becomes_an_error_that_clients_can_read(start: Callable[..., RunningGateway]) -> None:

@@ -189,7 +189,11 @@ class Exchange(Replying):
         if self.conversation is not None:
             self._task = self._gateway.spawn(self._keep_turn(self.conversation, body, heard))
             return
-        self._whole = body
+        try:
+            self._whole = body if self._dialect is None else self._dialect.answer(body)
+        except UserError as error:  # an answer in good order that says nothing the dialect could
+            self._give_up(malformed(str(error), self._status))
+            return
         self._record("ok", None, self._deliver_whole, heard)
         if self.cache_key is not None:
             self._keep_answer(self.cache_key, body, heard, streamed=False)
@@ -228,9 +232,7 @@ class Exchange(Replying):
         head = attempt.head
         assert head is not None
         kind = head.content_type
-        if self._dialect is not None:
-            body, kind = self._dialect.answer(body), _JSON
-        elif attempt.lane.dialect is not None:
+        if self._dialect is not None or attempt.lane.dialect is not None:
             kind = _JSON
         stays = front.stays
         front.write(
