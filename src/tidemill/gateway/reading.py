@@ -5,7 +5,8 @@ framing is taken at all (RFC 9112, section 6). llhttp itself refuses Content-Len
 or malformed lengths, folded headers, bare line feeds, spaces before colons and a final coding other than chunked.
 
 Known leniencies, harmless because a request line is never passed on: several spaces in it, empty lines before it, and
-``RTSP`` or ``ICE`` in the place of ``HTTP``. In an answer, chunks under HTTP/1.0 are read, but the connection ends.
+``RTSP`` or ``ICE`` in the place of ``HTTP``. In an answer the last two likewise; and chunks under HTTP/1.0 are read,
+but the connection ends.
 """
 
 from __future__ import annotations
