@@ -66,6 +66,22 @@ format and the provider's; evaluation and judges use the same translation as the
 | `prompt_cache_breakpoint` of a part | `cache_control`; `ttl` `30m` is `1h` | passed on |
 | `name` of a message, audio | refused | passed on |
 
+| in OpenAI's format | `gemini` | `bedrock` |
+|---|---|---|
+| system and developer messages | joined into `systemInstruction` | joined into `system` |
+| text | `text` part | `text` block |
+| image as a data URL | `inlineData` | `image` block: PNG, JPEG, GIF, WebP |
+| image as another URL | `fileData` | `s3://` only |
+| file as a data URL, audio | `inlineData` | `document` block, `audio` block |
+| `tool_calls` | `functionCall` parts | `toolUse` blocks |
+| tool messages | `functionResponse` parts of one content | `toolResult` blocks of one user turn |
+| `reasoning_details` | refused | `reasoningContent` blocks, unchanged |
+| `prompt_cache_breakpoint` of a part | refused | `cachePoint` block; `ttl` `30m` is `1h` |
+| `name` of a message | refused | refused |
+
+Gemini's thought signatures stand in `extra_content.google.thought_signature` of a tool call or message, as in Google's
+own OpenAI layer. A tool call without one, as after a failover, goes to Gemini 3 with the mark Google has for it.
+
 Reasoning that the provider shows comes back as `reasoning_content`, and what must be sent back unchanged (text with its
 signature, or sealed data) as `reasoning_details`. A dialect takes back only reasoning of its own provider.
 

@@ -257,6 +257,7 @@ class _Stream:
         self._calls: dict[int, int] = {}  # content block -> number of its tool call
         self._begun: set[int] = set()  # tool calls that have got arguments
         self._blocks: dict[int, dict[str, list[str]]] = {}  # content block -> what it holds back until it ends
+        self._entries: dict[str, int] = {}  # list in the message -> number of its last entry
         self._reason: str | None = None
         self._usage: dict[str, Any] | None = None
         self._failed = False
@@ -337,13 +338,18 @@ class _Stream:
         kept = self._blocks.pop(block, {})
         if "bytes" in kept:
             image = {"format": kept["format"][0], "source": {"bytes": _joined(kept["bytes"])}}
-            return self._writer.delta({"images": [_image(image)]})
+            return self._entry("images", _image(image))
         if "redactedContent" in kept:
-            return self._writer.delta({"reasoning_details": [redacted_detail(_joined(kept["redactedContent"]))]})
+            return self._entry("reasoning_details", redacted_detail(_joined(kept["redactedContent"])))
         if "signature" in kept:
             detail = thinking_detail("".join(kept.get("text", ())), "".join(kept["signature"]))
-            return self._writer.delta({"reasoning_details": [detail]})
+            return self._entry("reasoning_details", detail)
         return b""
+
+    def _entry(self, field: str, entry: dict[str, Any]) -> bytes:
+        # Clients put the lists of a stream together by the entries' numbers.
+        number = self._entries[field] = self._entries.get(field, -1) + 1
+        return self._writer.delta({field: [{"index": number, **entry}]})
 
     def _message_stop(self, found: dict[str, Any]) -> bytes:
         reason = str(found["stopReason"])

@@ -129,6 +129,7 @@ class _Stream:
         self._events = EventSplitter()
         self._writer = ChunkWriter(model, "", int(now_s), include_usage=include_usage)
         self._calls: dict[int, int] = {}  # candidate -> its tool calls so far
+        self._images: dict[int, int] = {}  # candidate -> its images so far
         self._reasons: dict[int, str | None] = {}  # candidate -> how it ended
         self._usage: dict[str, Any] | None = None
         self._failed = False
@@ -165,9 +166,9 @@ class _Stream:
         index = int(candidate.get("index") or 0)
         fresh = index not in self._reasons
         self._reasons.setdefault(index, None)
-        pieces = _Pieces(f"{self._writer.identity}-{index}", self._calls.get(index, 0))
+        pieces = _Pieces(f"{self._writer.identity}-{index}", self._calls.get(index, 0), self._images.get(index, 0))
         pieces.read(candidate)
-        self._calls[index] = pieces.calls
+        self._calls[index], self._images[index] = pieces.calls, pieces.images
         ended = candidate.get("finishReason")
         if ended in _FAILURES:
             return self._fail(error_json(502, _failure(candidate)))
@@ -189,16 +190,17 @@ class _Pieces:
 
     Args:
         identity: begins the ids of tool calls to which Gemini gave none.
-        calls: tool calls of the same candidate before these parts.
+        calls, images: tool calls and images of the same candidate before these parts.
     """
 
-    def __init__(self, identity: str, calls: int = 0) -> None:
+    def __init__(self, identity: str, calls: int = 0, images: int = 0) -> None:
         self.calls = calls
+        self.images = images
         self._identity = identity
         self._texts: dict[str, str] = {}
         self._signature: str | None = None
         self._tool_calls: list[dict[str, Any]] = []
-        self._images: list[dict[str, Any]] = []
+        self._image_parts: list[dict[str, Any]] = []
 
     def read(self, candidate: Mapping[str, Any]) -> None:
         """Take a candidate's parts.
@@ -219,7 +221,8 @@ class _Pieces:
         elif "inlineData" in part:
             blob = part["inlineData"]
             url = f"data:{blob.get('mimeType')};base64,{blob.get('data')}"
-            self._images.append({"type": "image_url", "image_url": {"url": url}})
+            self._image_parts.append({"index": self.images, "type": "image_url", "image_url": {"url": url}})
+            self.images += 1
         elif "text" in part:
             field = "reasoning_content" if part.get("thought") else "content"
             self._texts[field] = self._texts.get(field, "") + str(part["text"])
@@ -243,8 +246,8 @@ class _Pieces:
         delta: dict[str, Any] = {field: text for field, text in self._texts.items() if text}
         if self._tool_calls:
             delta["tool_calls"] = self._tool_calls
-        if self._images:
-            delta["images"] = self._images
+        if self._image_parts:
+            delta["images"] = self._image_parts
         if self._signature:
             delta["extra_content"] = {"google": {"thought_signature": self._signature}}
         return delta
@@ -252,8 +255,8 @@ class _Pieces:
     def message(self) -> dict[str, Any]:
         """The parts as a whole message."""
         delta = self.delta()
-        for call in delta.get("tool_calls", ()):
-            del call["index"]
+        for numbered in (*delta.get("tool_calls", ()), *delta.get("images", ())):
+            del numbered["index"]
         return {"role": "assistant", "content": delta.pop("content", None), **delta}
 
 
