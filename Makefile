@@ -39,7 +39,7 @@ docs: $(VENV)/.dev ## regenerate the parts of docs/ that come from the code
 	$(BIN)/python docs/generate.py
 
 soak: $(VENV)/.dev ## the long tests: kills, load, many rounds
-	$(BIN)/python -m pytest -m soak $(TESTS)
+	$(BIN)/python -m pytest -m soak --hypothesis-profile soak $(TESTS)
 
 bench: $(VENV)/.dev ## every benchmark, one after the other
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

@@ -101,7 +101,7 @@ class ServerTls:
         _log.info("new certificate from %s", self._files[0])
         return True
 
-    def _choose(self, handshake: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:  # noqa: ARG002
+    def _choose(self, handshake: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:  # noqa: ARG002 - the library gives it
         handshake.context = self._newest
 
 

@@ -102,9 +102,7 @@ def gateway_backing(settings: Settings, places: Places) -> BackingOptions:
         )
     embeddings = None
     if runtime.enabled and runtime.embedding is not None:
-        embeddings = EmbedderOptions(
-            url=f"http://{reachable(runtime.host)}:{runtime.port}/v1", model=runtime.embedding
-        )
+        embeddings = EmbedderOptions(url=f"http://{reachable(runtime.host)}:{runtime.port}/v1", model=runtime.embedding)
     return BackingOptions(
         limits_url=limits_url(settings),
         limits_unavailable=gateway.limits_unavailable,
