@@ -185,8 +185,11 @@ def by_h11(data: bytes) -> list[Message]:
     try:
         while True:
             if ended:
+                data = data.lstrip(b"\r\n")
+                if not data:  # to h11, no bytes are the end of the connection
+                    return found
                 connection, body, ended = h11.Connection(h11.SERVER), b"", False
-                connection.receive_data(data.lstrip(b"\r\n"))
+                connection.receive_data(data)
             event = connection.next_event()
             if event is h11.NEED_DATA or event is h11.PAUSED:
                 return found

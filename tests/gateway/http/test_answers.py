@@ -111,9 +111,8 @@ def without_leniencies(data: bytes) -> bytes:
 def check(data: bytes, cuts: list[int], closed: bool) -> None:
     (ours, again), (theirs, again_theirs) = by_gateway(data, cuts, closed=closed), by_h11(data, closed=closed)
     if ours[0] == "done":
-        read_elsewhere = data.replace(b"RTSP/", b"HTTP/").replace(b"ICE/", b"HTTP/")
         if theirs != ours:
-            theirs, again_theirs = by_h11(read_elsewhere, closed=closed)
+            theirs, again_theirs = by_h11(without_leniencies(data), closed=closed)
         assert ours == theirs
     else:
         # What is refused or cut short gave nobody bytes that h11 would not have given at that place.
@@ -128,13 +127,13 @@ def check(data: bytes, cuts: list[int], closed: bool) -> None:
 @example(data=(OK + b"Content-Length: 2\r\n\r\nab") * 2, cuts=[], closed=False)
 @example(data=OK + b"Content-Length: 2\r\n\r\nabx", cuts=[], closed=False)
 @example(data=OK + b"Content-Length: 5\r\n\r\nabc", cuts=[], closed=True)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_an_answer_that_is_taken_is_what_h11_takes(data: bytes, cuts: list[int], closed: bool) -> None:
     check(data, cuts, closed)
 
 
 @given(data=mutated(GOOD), cuts=st.lists(st.integers(0, 200), max_size=3), closed=st.booleans())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_damaged_answers_are_read_as_h11_reads_them(data: bytes, cuts: list[int], closed: bool) -> None:
     check(data, cuts, closed)
 

@@ -111,7 +111,7 @@ def without_leniencies(data: bytes) -> bytes:
     data=START + b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
     cuts=[],
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_is_taken_is_what_h11_takes(data: bytes, cuts: list[int]) -> None:
     """Where h11 is laxer the gateway may refuse; it never takes what h11 refuses."""
     ours, refused = by_gateway(data, cuts)
@@ -121,7 +121,7 @@ def test_what_is_taken_is_what_h11_takes(data: bytes, cuts: list[int]) -> None:
 
 
 @given(data=mutated(GOOD), cuts=st.lists(st.integers(0, 200), max_size=3))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_damaged_requests_are_read_as_h11_reads_them(data: bytes, cuts: list[int]) -> None:
     ours, refused = by_gateway(data, cuts)
     theirs = by_h11(data)
@@ -137,7 +137,7 @@ def test_damaged_requests_are_read_as_h11_reads_them(data: bytes, cuts: list[int
     chunked=st.booleans(),
     cuts=st.lists(st.integers(0, 2000), max_size=6),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_good_requests_arrive_whole(bodies: list[bytes], sizes: list[int], chunked: bool, cuts: list[int]) -> None:
     """In order, however they are chunked and split. Nothing valid is refused."""
     data = b""
@@ -160,7 +160,7 @@ def test_good_requests_arrive_whole(bodies: list[bytes], sizes: list[int], chunk
 
 
 @given(data=st.binary(max_size=300), cuts=st.lists(st.integers(0, 300), max_size=3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_noise_never_breaks_the_connection_object(data: bytes, cuts: list[int]) -> None:
     by_gateway(data, cuts)
     by_gateway(START + data, cuts)

@@ -159,7 +159,7 @@ def test_a_value_cannot_break_the_form() -> None:
 
 
 @given(values=st.lists(st.binary(max_size=60).filter(lambda value: b"--xyz" not in value), max_size=5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_values_come_back_as_the_standard_library_reads_them(values: list[bytes]) -> None:
     body = form(*(plain(f"f{place}", value) for place, value in enumerate(values)), FILE)
     found = read_form(TYPE, body)
@@ -169,7 +169,7 @@ def test_values_come_back_as_the_standard_library_reads_them(values: list[bytes]
 
 
 @given(damage=st.lists(st.tuples(st.integers(0, 400), st.sampled_from(b'\r\n-;"x:=')), min_size=1, max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_damaged_forms_are_refused_or_read(damage: list[tuple[int, int]]) -> None:
     body = bytearray(form(plain("model", b"m"), FILE))
     for place, byte in damage:
