@@ -29,7 +29,7 @@ from tidemill.ledger.accounts.values import (
     window_us,
 )
 
-_TIMEOUT_S: Final = 3.0
+_TIMEOUT_S: Final = 5.0
 _CHUNK: Final = 200
 
 
