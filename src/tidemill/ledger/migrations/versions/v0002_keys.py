@@ -13,23 +13,20 @@ depends_on = None
 _TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
-_COLUMNS = (
-    sa.Column("prefix", _TEXT, nullable=False, server_default=""),
-    sa.Column("team", _TEXT),
-    sa.Column("endpoints", sa.Text(), nullable=False, server_default="[]"),
-    sa.Column("operations", sa.Text(), nullable=False, server_default="[]"),
-    sa.Column("expires_at", sa.BigInteger()),
-    sa.Column("priority", _TEXT),
-)
+_NAMES = ("prefix", "team", "endpoints", "operations", "expires_at", "priority")
 
 
 def upgrade() -> None:
     """Add the columns."""
-    for column in _COLUMNS:
-        op.add_column("api_keys", column.copy())
+    op.add_column("api_keys", sa.Column("prefix", _TEXT, nullable=False, server_default=""))
+    op.add_column("api_keys", sa.Column("team", _TEXT))
+    op.add_column("api_keys", sa.Column("endpoints", sa.Text(), nullable=False, server_default="[]"))
+    op.add_column("api_keys", sa.Column("operations", sa.Text(), nullable=False, server_default="[]"))
+    op.add_column("api_keys", sa.Column("expires_at", sa.BigInteger()))
+    op.add_column("api_keys", sa.Column("priority", _TEXT))
 
 
 def downgrade() -> None:
     """Take the columns away."""
-    for column in reversed(_COLUMNS):
-        op.execute(f"ALTER TABLE api_keys DROP COLUMN {column.name}")
+    for name in reversed(_NAMES):
+        op.execute(f"ALTER TABLE api_keys DROP COLUMN {name}")
