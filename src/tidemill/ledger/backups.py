@@ -134,7 +134,7 @@ def backup(ledger: Ledger, path: Path) -> BackupReport:
                 needed = _needed(connection, ledger.database)
                 head = connection.execute(select(chain_heads.c.seq).where(ledger.database.mine(chain_heads)))
                 audit_head = head.scalar_one_or_none() or 0
-            blobs = _copy_blobs(ledger, partial, referenced, lease)
+            blobs = _copy_blobs(ledger, partial, referenced, needed, lease)
         with _writing(path):
             manifest = {
                 "format": _FORMAT,
@@ -271,20 +271,30 @@ def _needed(connection: Connection, database: Database) -> set[str]:
     return {*connection.execute(blobs).scalars(), *connection.execute(parts).scalars()}
 
 
-def _copy_blobs(ledger: Ledger, folder: Path, referenced: set[str], lease: StorageLease) -> dict[str, int]:
+def _copy_blobs(
+    ledger: Ledger, folder: Path, referenced: set[str], needed: set[str], lease: StorageLease
+) -> dict[str, int]:
     """Copy the referenced blobs, each checked against its digest; digest -> size in bytes."""
     target = Folder(folder / "blobs", ledger.scope)
     copied: dict[str, int] = {}
+
+    def copy(digest: Digest, size: int) -> None:
+        staged = target.stage(_kept(ledger.blobs.stream(digest), lease))
+        try:
+            target.admit(staged)
+        finally:
+            staged.discard()
+        copied[digest] = size
+
     # Listed after the snapshot was taken: what its rows refer to was stored before it, and nothing is collected.
     for digest, size, _ in ledger.blobs.list():
         lease.keep()
         if digest in referenced:
-            staged = target.stage(_kept(ledger.blobs.stream(digest), lease))
-            try:
-                target.admit(staged)
-            finally:
-                staged.discard()
-            copied[digest] = size
+            copy(digest, size)
+    # A folder that is written to while it is listed may leave out what it holds (readdir promises no more).
+    for digest in map(parse_digest, sorted(needed - set(copied))):
+        if ledger.blobs.exists(digest):
+            copy(digest, ledger.blobs.size(digest))
     return copied
 
 

@@ -26,7 +26,8 @@ MOST_MB = 200.0
 AFTER_KILL_S = 10.0
 
 
-@pytest.mark.parametrize("seconds", [SHORT_S, pytest.param(SOAK_S, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("seconds", [SHORT_S, SOAK_S])
 def test_the_promises_hold_under_everything_at_once(tmp_path: Path, seconds: float) -> None:
     with ExitStack() as stack:
         stage = Stage(tmp_path, stack)
