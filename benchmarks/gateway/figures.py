@@ -91,13 +91,13 @@ def throughput_rows(rig: Rig, rounds: int) -> list[Row]:
     """Requests a second that one core answers, beside the gateway in TensorZero's wheel and LiteLLM's proxy."""
     upstream = rig.plain_upstream()
     gateway = rig.gateway(upstream)
-    tensorzero, _ = start_tensorzero(rig, upstream)
+    tensorzero, body = start_tensorzero(rig, upstream)
     litellm, _ = start_litellm(rig, upstream)
     seconds = max(3.0, rig.seconds)
     found = in_turns(
         {
             "gateway": lambda: rig.wrk(gateway.port, seconds) / seconds,
-            "tensorzero": lambda: rig.wrk(tensorzero, seconds) / seconds,
+            "tensorzero": lambda: rig.wrk(tensorzero, seconds, body=body) / seconds,
             "litellm": lambda: rig.wrk(litellm, 2 * seconds, key=LITELLM_KEY) / (2 * seconds),
         },
         max(3, rounds // 2),

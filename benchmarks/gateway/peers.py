@@ -15,13 +15,15 @@ LITELLM: Final = "litellm[proxy]==1.106.2"
 LITELLM_KEY: Final = "sk-benchmark-4f1d"
 
 _TENSORZERO_PROGRAM: Final = """\
-import asyncio, sys
+import asyncio, os, sys
 from tensorzero import _start_http_gateway
 
 async def main():
     gateway = await _start_http_gateway(
         clickhouse_url=None, postgres_url=None, valkey_url=None, config_file=sys.argv[1], async_setup=True)
-    print(gateway.base_url, flush=True)
+    with open(sys.argv[2] + ".draft", "w") as file:
+        file.write(gateway.base_url)
+    os.rename(sys.argv[2] + ".draft", sys.argv[2])
     await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -39,19 +41,21 @@ def environment(name: str, requirement: str) -> Path:
     return python
 
 
-def start_tensorzero(rig: Rig, upstream: int) -> tuple[int, int]:
-    """The gateway inside TensorZero's wheel, with observability off. Returns (port, pid)."""
+def start_tensorzero(rig: Rig, upstream: int) -> tuple[str, Path]:
+    """The gateway inside TensorZero's wheel, with observability off. Returns (base URL, request body for it)."""
     python = environment("tensorzero", TENSORZERO)
-    config, port = rig.folder / "tensorzero.toml", free_port()
+    config, told = rig.folder / "tensorzero.toml", rig.folder / "tensorzero.url"
     config.write_text(
-        f'[gateway]\nobservability.enabled = false\nbind_address = "127.0.0.1:{port}"\n'
-        f'[models."{MODEL}"]\nrouting = ["mock"]\n[models."{MODEL}".providers.mock]\ntype = "openai"\n'
-        f'model_name = "{MODEL}"\napi_base = "http://127.0.0.1:{upstream}/v1"\napi_key_location = "none"\n'
+        f'[gateway]\nobservability.enabled = false\n[models."{MODEL}"]\nrouting = ["mock"]\n'
+        f'[models."{MODEL}".providers.mock]\ntype = "openai"\nmodel_name = "{MODEL}"\n'
+        f'api_base = "http://127.0.0.1:{upstream}/v1"\napi_key_location = "none"\n'
     )
     program = rig.folder / "run_tensorzero.py"
     program.write_text(_TENSORZERO_PROGRAM)
-    process = rig.spawn([str(python), str(program), str(config)], PROXY_CORE, port)
-    return port, process.pid
+    rig.spawn([str(python), str(program), str(config), str(told)], PROXY_CORE, told)
+    body = rig.folder / "body-tensorzero.json"
+    body.write_text(rig.body.read_text().replace(f'"{MODEL}"', f'"tensorzero::model_name::{MODEL}"'))
+    return told.read_text(), body
 
 
 def start_litellm(rig: Rig, upstream: int) -> tuple[int, int]:

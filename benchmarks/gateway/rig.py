@@ -86,10 +86,10 @@ class Rig:
         return path
 
     def spawn(
-        self, command: list[str], core: int, port: int, inherit: tuple[int, ...] = (), **environment: str
+        self, command: list[str], core: int, ready: int | Path, inherit: tuple[int, ...] = (), **environment: str
     ) -> subprocess.Popen[bytes]:
-        """Start a pinned server and wait for its port."""
-        log = (self.folder / f"{Path(command[0]).name}-{port}.log").open("ab")
+        """Start a pinned server and wait for its port, or for the file in which it tells its address."""
+        log = (self.folder / f"{Path(command[0]).name}-{len(list(self.folder.iterdir()))}.log").open("ab")
         process = subprocess.Popen(
             ["taskset", "-c", str(core), *command],
             stdout=log,
@@ -100,13 +100,10 @@ class Rig:
         self.children.callback(stop, process)
         end = time.monotonic() + STARTED_WITHIN_S
         while time.monotonic() < end and process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", port), 0.5).close()
-            except OSError:
-                time.sleep(0.05)
-            else:
+            if _answers(ready):
                 return process
-        sys.exit(f"{command[0]} did not open port {port}:\n" + Path(log.name).read_text()[-2000:])
+            time.sleep(0.05)
+        sys.exit(f"{command[0]} is not ready ({ready}):\n" + Path(log.name).read_text()[-2000:])
 
     def nginx(self, template: str, core: int, port: int, **values: str) -> subprocess.Popen[bytes]:
         text = (HERE / template).read_text().replace("@DIR@", str(self.folder)).replace("@LISTEN@", str(port))
@@ -140,18 +137,19 @@ class Rig:
         place.mkdir()
         return Gateway(self, place, {MODEL: upstream} | ({PLAIN_MODEL: plain} if plain else {}), workers)
 
-    def wrk(self, port: int, seconds: float, *, key: str = KEY, body: Path | None = None) -> int:
+    def wrk(self, place: int | str, seconds: float, *, key: str = KEY, body: Path | None = None) -> int:
         """Requests answered by a closed loop of 64 connections, no two with the same text."""
         self._asked += 10_000_000
+        url = f"http://127.0.0.1:{place}/v1" if isinstance(place, int) else place
         done = subprocess.run(
             ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s",
-             "--timeout", "30s", "-s", str(HERE / "post.lua"), f"http://127.0.0.1:{port}/v1/chat/completions"],
+             "--timeout", "30s", "-s", str(HERE / "post.lua"), f"{url}/chat/completions"],
             env={**os.environ, "BENCH_BODY": str(body or self.body), "BENCH_KEY": key, "BENCH_FROM": str(self._asked)},
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         answered, failed = (int(word) for word in done.stdout.split("RESULT ")[1].split()[:2])
         if failed:
-            sys.exit(f"{failed} of {answered} requests failed on port {port}:\n{done.stdout}")
+            sys.exit(f"{failed} of {answered} requests failed at {url}:\n{done.stdout}")
         return answered
 
     def load(self, port: int, body: Path, mode: str, amount: int, seconds: float) -> dict[str, float]:
@@ -229,6 +227,16 @@ def _target(port: int) -> Target:
 
 def _limit(name: str, scope: LimitScope, subject: str, unit: LimitUnit, amount: float, window_s: float) -> Limit:
     return Limit(limit_id=name, scope=scope, subject=subject, unit=unit, amount=amount, window_s=window_s)
+
+
+def _answers(ready: int | Path) -> bool:
+    if isinstance(ready, Path):
+        return ready.exists()
+    try:
+        socket.create_connection(("127.0.0.1", ready), 0.5).close()
+    except OSError:
+        return False
+    return True
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
