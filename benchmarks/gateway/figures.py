@@ -63,12 +63,16 @@ def request_rows(rig: Rig, rounds: int) -> list[Row]:
     """CPU per non-streaming request with keys, limits, budget, trace and an exact-cache miss."""
     upstream = rig.plain_upstream()
     port, pid = nginx_proxy(rig, upstream, buffering=True)
-    gateway = rig.gateway(upstream)
+    gateway, bare = rig.gateway(upstream), rig.gateway(upstream, bare=True)
     turns = {
         "nginx": lambda: cpu_us(lambda: rig.wrk(port, rig.seconds), pid),
         "gateway": lambda: cpu_us(lambda: rig.wrk(gateway.port, rig.seconds), *gateway.pids),
+        "bare": lambda: cpu_us(lambda: rig.wrk(bare.port, rig.seconds), *bare.pids),
     }
-    return ratio_rows("request", in_turns(turns, rounds), 3.2)
+    found = in_turns(turns, rounds)
+    rows = ratio_rows("request", found, 3.2)
+    found["gateway"] = found["bare"]
+    return [*rows, *ratio_rows("request, pass-through without limits and cache", found, 3)]
 
 
 def stream_rows(rig: Rig, rounds: int) -> list[Row]:

@@ -86,9 +86,9 @@ class Rig:
         return path
 
     def spawn(
-        self, command: list[str], core: int, ready: int | Path, inherit: tuple[int, ...] = (), **environment: str
+        self, command: list[str], core: int, ready: int | Path | str, inherit: tuple[int, ...] = (), **environment: str
     ) -> subprocess.Popen[bytes]:
-        """Start a pinned server and wait for its port, or for the file in which it tells its address."""
+        """Start a pinned server and wait for its port, for the file it writes, or for the words it prints."""
         log = (self.folder / f"{Path(command[0]).name}-{len(list(self.folder.iterdir()))}.log").open("ab")
         process = subprocess.Popen(
             ["taskset", "-c", str(core), *command],
@@ -100,7 +100,7 @@ class Rig:
         self.children.callback(stop, process)
         end = time.monotonic() + STARTED_WITHIN_S
         while time.monotonic() < end and process.poll() is None:
-            if _answers(ready):
+            if _answers(ready, Path(log.name)):
                 return process
             time.sleep(0.05)
         sys.exit(f"{command[0]} is not ready ({ready}):\n" + Path(log.name).read_text()[-2000:])
@@ -125,17 +125,18 @@ class Rig:
         self.spawn([sys.executable, str(HERE / "stream_upstream.py"), str(port)], LOAD_CORE, port)
         return port
 
-    def gateway(self, upstream: int, *, workers: int = 1, plain: int | None = None) -> Gateway:
+    def gateway(self, upstream: int, *, workers: int = 1, plain: int | None = None, bare: bool = False) -> Gateway:
         """A gateway with keys, three limits (requests, tokens, money), an exact cache and traces.
 
         Args:
             upstream: port of what answers for ``MODEL``.
             workers: processes on one socket.
             plain: port of what answers for ``PLAIN_MODEL``, if that is an endpoint too.
+            bare: no limits and no cache: keys, sessions, prices and traces alone.
         """
         place = self.folder / f"gateway-{free_port()}"
         place.mkdir()
-        return Gateway(self, place, {MODEL: upstream} | ({PLAIN_MODEL: plain} if plain else {}), workers)
+        return Gateway(self, place, {MODEL: upstream} | ({PLAIN_MODEL: plain} if plain else {}), workers, bare=bare)
 
     def wrk(self, place: int | str, seconds: float, *, key: str = KEY, body: Path | None = None) -> int:
         """Requests answered by a closed loop of 64 connections, no two with the same text."""
@@ -168,11 +169,12 @@ class Rig:
 class Gateway:
     """Workers on one listening socket, and their snapshot."""
 
-    def __init__(self, rig: Rig, place: Path, upstreams: dict[str, int], workers: int) -> None:
+    def __init__(self, rig: Rig, place: Path, upstreams: dict[str, int], workers: int, *, bare: bool) -> None:
         self.place = place
         self.segments = place / "segments"
         self._rig = rig
-        self._snapshot = _snapshot(upstreams)
+        self._snapshot = _snapshot(upstreams, bare=bare)
+        self._bare = bare
         self._ledger = f"sqlite:///{place / 'ledger.db'}"
         open_ledger(self._ledger, blobs=str(place / "blobs"), scope=Scope("bench")).close()
         self.reload()
@@ -187,13 +189,13 @@ class Gateway:
 
     def start_worker(self, number: int) -> subprocess.Popen[bytes]:
         listener = self._listener.fileno()
-        services = BackingOptions(limits_url=self._ledger)
+        backing = BackingOptions(limits_url=None if self._bare else self._ledger)
         return self._rig.spawn(
             [sys.executable, "-m", "tidemill.gateway", "--fd", str(listener), "--snapshot",
              str(self.place / "routing.json"), "--segments", str(self.segments), "--project", "bench", "--worker",
-             f"gateway-{number}", "--backing", services.encode()],
+             f"gateway-{number}", "--backing", backing.encode()],
             PROXY_CORE,
-            self.port,
+            "gateway ready",
             inherit=(listener,),
         )  # fmt: skip
 
@@ -205,8 +207,9 @@ class Gateway:
         draft.replace(self.place / "routing.json")
 
 
-def _snapshot(upstreams: dict[str, int]) -> RoutingSnapshot:
-    policy = RoutePolicy(cache=CachePolicy(mode=CacheMode.EXACT, max_temperature=2.0))
+def _snapshot(upstreams: dict[str, int], *, bare: bool) -> RoutingSnapshot:
+    cache = CachePolicy(mode=CacheMode.OFF if bare else CacheMode.EXACT, max_temperature=2.0)
+    policy = RoutePolicy(cache=cache)
     routes = tuple(
         Route(name, "default", (ReleaseRoute(RELEASE, "release/bench@1", (_target(port),)),), policy=policy)
         for name, port in upstreams.items()
@@ -217,7 +220,7 @@ def _snapshot(upstreams: dict[str, int]) -> RoutingSnapshot:
         _limit("money", LimitScope.TENANT, "default", LimitUnit.USD, 1e6, 86400.0),
     )
     keys = (ApiKey(key_digest(KEY), "bench", "default"),)
-    return RoutingSnapshot("bench", 0, time.time(), 7200.0, routes, keys, limits=limits)
+    return RoutingSnapshot("bench", 0, time.time(), 7200.0, routes, keys, limits=() if bare else limits)
 
 
 def _target(port: int) -> Target:
@@ -229,9 +232,11 @@ def _limit(name: str, scope: LimitScope, subject: str, unit: LimitUnit, amount: 
     return Limit(limit_id=name, scope=scope, subject=subject, unit=unit, amount=amount, window_s=window_s)
 
 
-def _answers(ready: int | Path) -> bool:
+def _answers(ready: int | Path | str, log: Path) -> bool:
     if isinstance(ready, Path):
         return ready.exists()
+    if isinstance(ready, str):
+        return ready in log.read_text(errors="replace")
     try:
         socket.create_connection(("127.0.0.1", ready), 0.5).close()
     except OSError:
