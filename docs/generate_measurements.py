@@ -25,6 +25,10 @@ NOTES = """\
 - **Gateway, throughput over TensorZero.** Missed for the same reason: limits, cache and traces are on here, off there.
 - **Gateway, two workers on one core.** Two processes on one core share its caches and wake each other; each also keeps
   leases of its own. The ratio wavers by 0.2 between runs.
+- **Gateway, the thin bar of 3x.** The spine's gateway met it (2.91). The full one, which replaced it, costs 3.0 to 3.4 on
+  its bare route.
+- **Gateway, added p99.** Measured over turns of one second, in which the first leases are taken and caches fill; not
+  measured over longer ones yet.
 - **Gateway, memory.** The long run is `--requests 2000000`; the figure's own text says how many were sent.
 - **Base install.** Bytes of the files as the distributions ship them. Python's own bytecode comes on top as modules are
   first imported; `make demo` installs with `--no-compile`, so only what is used is compiled.
