@@ -10,7 +10,8 @@ come to them on the next call.
 
 Downloads are left out of the bars; to leave them out of the waiting too, ``--wheels`` names a folder with wheels
 downloaded before (``FOLDER/.tidemill/cache/wheels`` of an earlier demo), which are copied into the demo's cache.
-``--quick`` kills nothing.
+``--quick`` kills nothing. ``--kill`` repeats a kind's death, at its moment of the whole run, and replaces that row only:
+the other rows of the results stay as they were measured.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 
 import psutil
 
-from rows import Row, save_rows, write_rows
+from rows import Row, read_rows, save_rows, write_rows
 
 TIDEMILL = Path(sys.executable).with_name("tidemill")
 KINDS = ("runtime", "server", "gateway-0", "serving", "supervisor", "demo")
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two demos, nothing killed")
     parser.add_argument("--wheels", type=Path, help="wheels downloaded before")
     parser.add_argument("--folder", type=Path, help="where the demos run and stay; default: a temporary folder")
-    parser.add_argument("--kill", choices=KINDS, action="append", help="kill only these kinds")
+    parser.add_argument("--kill", choices=KINDS, action="append", help="kill only these kinds, replace only their rows")
     options = parser.parse_args()
     work = options.folder or Path(tempfile.mkdtemp(prefix="tidemill-demo-"))
     work.mkdir(parents=True, exist_ok=True)
@@ -220,9 +221,14 @@ def main() -> None:
             raise SystemExit("The first demo failed:\n" + "\n".join(log.splitlines()[-20:]))
         second = tell(folder)
         rows = undisturbed_rows(first, second, downloaded=options.wheels is None)
+        if options.kill:
+            rows = read_rows("demo") or rows
+        moments = {kind: chance.uniform(0.15, 0.8) * second.wall_s for kind in KINDS}
         for kind in () if options.quick else options.kill or KINDS:
             save_rows("demo", rows)
-            rows.append(killed_row(kind, folder, first.decisions, chance.uniform(0.15, 0.8) * second.wall_s))
+            row = killed_row(kind, folder, first.decisions, moments[kind])
+            at = next((place for place, one in enumerate(rows) if one.figure == row.figure), len(rows))
+            rows[at : at + 1] = [row]
     finally:
         if options.folder is None:
             shutil.rmtree(work, ignore_errors=True)

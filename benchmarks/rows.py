@@ -37,3 +37,9 @@ def save_rows(name: str, rows: list[Row]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return path
+
+
+def read_rows(name: str) -> list[Row]:
+    """The rows of the last run that was written; none where there is none."""
+    path = RESULTS / f"{name}.json"
+    return [Row(**row) for row in json.loads(path.read_text())] if path.exists() else []
