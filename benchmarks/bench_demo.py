@@ -10,8 +10,8 @@ come to them on the next call.
 
 Downloads are left out of the bars; to leave them out of the waiting too, ``--wheels`` names a folder with wheels
 downloaded before (``FOLDER/.tidemill/cache/wheels`` of an earlier demo), which are copied into the demo's cache.
-``--quick`` kills nothing. ``--kill`` repeats a kind's death, at its moment of the whole run, and replaces that row only:
-the other rows of the results stay as they were measured.
+``--quick`` kills nothing. ``--kill`` repeats a kind's death, at its moment of the whole run, and replaces that row
+only: the other rows of the results stay as they were measured.
 """
 
 from __future__ import annotations
