@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import openai
 import pytest
@@ -14,13 +15,30 @@ from tests.gateway.wire import Wire, ask
 from tidemill.gateway import Limits
 from tidemill.gateway.testing import Fault, ScriptedUpstream
 from tidemill.kernel import Route
+from tidemill.kernel.routing_policy import Timeouts
 
-FAST = Limits(first_byte_timeout_s=0.4, chunk_timeout_s=0.4, connect_timeout_s=1.0)
+FAST = replace(ONCE, timeouts=Timeouts(connect_s=20.0, first_token_s=1.5, between_chunks_s=1.5, total_s=60.0))
 
 
 @pytest.fixture
 def quick(start: Callable[..., RunningGateway], upstream: ScriptedUpstream) -> RunningGateway:
-    return start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),), policy=ONCE), limits=FAST)
+    return start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),), policy=FAST))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_endpoint_may_wait_longer_than_a_worker_does_for_calls_of_its_own(
+    start: Callable[..., RunningGateway], stream: bool
+) -> None:
+    with ScriptedUpstream(delay_s=0.3, chunk_pause_s=0.15) as upstream:
+        route = Route(endpoint="desk", tenant="default", releases=(target(upstream.url),), policy=ONCE)
+        short = Limits(connect_timeout_s=0.001, first_byte_timeout_s=0.05, chunk_timeout_s=0.05)
+        gateway = start(route, limits=short)
+        with Wire(gateway.port) as wire:
+            wire.send(ask(stream=stream))
+            status, body = wire.answer()
+        assert (status, b"script" in body, b'"error"' in body) == (200, True, False)
+        (junction,) = gateway.gateway.snapshots.table.junctions.values()
+        assert junction.waits == (5.0, 300.0, 120.0)
 
 
 @pytest.mark.parametrize(

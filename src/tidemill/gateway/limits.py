@@ -21,7 +21,8 @@ class Limits:
         idle_timeout_s: a kept-alive client connection without a request is closed after so long.
         write_timeout_s: a client that reads nothing for so long is dropped.
         client_connections: client connections of one worker; further ones get 503.
-        connect_timeout_s: to an upstream: name, connection and TLS handshake together.
+        connect_timeout_s: to an upstream: name, connection and TLS handshake together. This and the next two are for
+            calls that no endpoint makes; an endpoint's calls wait as long as its ``timeouts`` say.
         first_byte_timeout_s: from the sent request to the end of the head of the upstream's answer.
         chunk_timeout_s: between two pieces of an upstream's answer.
         upstream_idle_s: kept-alive upstream connections are closed after so long without use (servers such as uvicorn

@@ -250,13 +250,9 @@ class Junction:
         self.admitted = False
         self.prepares = self.cache is not None or self.plan is not None or self.context_tokens is not None
         self.rollout_header = f"x-tidemill-rollout: {route.rollout}\r\n".encode() if route.rollout else b""
-        times, limits = policy.timeouts, shared.limits
+        times = policy.timeouts
         self.total_s = times.total_s
-        self.waits = Waits(
-            min(times.connect_s, limits.connect_timeout_s),
-            min(times.first_token_s, limits.first_byte_timeout_s),
-            min(times.between_chunks_s, limits.chunk_timeout_s),
-        )
+        self.waits = Waits(times.connect_s, times.first_token_s, times.between_chunks_s)
 
 
 def dearest(prices: Sequence[Prices]) -> Prices:

@@ -18,13 +18,7 @@ TEXT = "Hello from the script."
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("faults")
-    found = run(folder, self_signed(folder))
-    if all(found.alone[row.name].status == row.status for row in BEFORE_CONTENT):
-        return found
-    # Once in several runs on a full machine a stalled upstream was met as a broken connection (502 for 504); the cause
-    # is not known yet. A fault that is there twice fails the suite.
-    again = tmp_path_factory.mktemp("faults")
-    return run(again, self_signed(again))
+    return run(folder, self_signed(folder))
 
 
 def names(rows: list[Row]) -> list[str]:
