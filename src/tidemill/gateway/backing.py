@@ -191,15 +191,11 @@ class ConversationDesk:
         return ConversationScope(self._project, key.tenant, key.name)
 
     def dialect(self, key: ApiKey) -> ResponsesDialect:
-        """A new dialect for one request.
-
-        Raises:
-            Refusal: 503 while the store cannot be opened.
-        """
+        """A new dialect for one request. While the store cannot be opened it refuses what needs the store, only."""
         from tidemill.gateway.dialects.responses import ResponsesDialect
 
-        self._check()
-        return ResponsesDialect(self._store, self.scope(key))
+        missing = _store_missing() if self.missing else None
+        return ResponsesDialect(self._store, self.scope(key), missing=missing)
 
     async def page(self, request: Request, key: ApiKey) -> bytes:
         """The JSON of a page of kept responses or conversations.
@@ -212,7 +208,8 @@ class ConversationDesk:
             from tidemill.gateway.dialects.responses import check_metadata
             from tidemill.gateway.dialects.responses_items import read_items
 
-            self._check()
+            if self.missing:
+                raise _store_missing()
             self._pages = ConversationPages(self._store, read_items=read_items, read_metadata=check_metadata)
         body: bytes = await self._pages.answer(request.method, request.target, request.body, self.scope(key))
         return body
@@ -233,10 +230,10 @@ class ConversationDesk:
         if store is not None:
             await store.close()
 
-    def _check(self) -> None:
-        if self.missing:
-            text = "The store of conversations cannot be reached at present. Try again, or send 'store': false."
-            raise Refusal(503, text, "conversations_unavailable", retry_after_s=10.0)
+
+def _store_missing() -> Refusal:
+    text = "The store of conversations cannot be reached at present. Try again, or send 'store': false."
+    return Refusal(503, text, "conversations_unavailable", retry_after_s=10.0)
 
 
 def _key_of(text: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -146,3 +147,39 @@ def test_what_the_gateway_cannot_serve_never_reaches_the_model(
         with pytest.raises(openai.NotFoundError):
             client.responses.create(model="nothing", input="Hi")
     assert upstream.seen == []
+
+
+def test_a_store_that_cannot_be_opened_keeps_nobody_from_what_needs_none(
+    start: Start, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    place = tmp_path / "kept"
+    place.write_text("a file where a folder should be")
+    backing = BackingOptions(conversations=ConversationOptions(url=f"sqlite:///{place}/conversations.db"))
+    gateway = start(Route(endpoint="desk", tenant="default", releases=(target(upstream.url),)), backing=backing)
+    with client_of(gateway) as client:
+        whole = client.responses.create(model="desk", input="Hi", store=False)
+        assert (whole.output_text, whole.to_dict()["store"]) == ("Hello from the script.", False)
+        with client.responses.stream(model="desk", input="Hi", store=False) as stream:
+            assert stream.get_final_response().output_text == "Hello from the script."
+        asked = len(upstream.seen)
+        reference: Any = [{"type": "item_reference", "id": "msg_1_0"}, {"role": "user", "content": "Hi"}]
+        in_need: list[dict[str, Any]] = [
+            {"input": "Hi"},
+            {"input": "Hi", "store": True},
+            {"input": "Hi", "store": False, "previous_response_id": "resp_1"},
+            {"input": "Hi", "conversation": "conv_1"},
+            {"input": reference, "store": False},
+        ]
+        for request in in_need:
+            with pytest.raises(openai.InternalServerError, match="'store': false") as refused:
+                client.responses.create(model="desk", **request)
+            assert (refused.value.status_code, refused.value.code) == (503, "conversations_unavailable")
+            assert refused.value.response.headers["retry-after"] == "10"
+        with pytest.raises(openai.InternalServerError, match="cannot be reached"):
+            client.responses.retrieve("resp_1")
+        assert len(upstream.seen) == asked
+        place.unlink()
+        place.mkdir()
+        gateway.gateway.conversations.open()  # as the worker's own sweep does, some seconds later
+        kept = client.responses.create(model="desk", input="Hi")
+        assert client.responses.retrieve(kept.id).output_text == "Hello from the script."

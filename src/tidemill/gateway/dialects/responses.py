@@ -43,14 +43,21 @@ class ResponsesDialect:
         conversations: the store; ``None`` keeps nothing and knows no history.
         scope: whose request.
         clock: where times come from.
+        missing: why there is no store at present though there should be one; told to requests that need it.
     """
 
     def __init__(
-        self, conversations: Conversations | None, scope: ConversationScope, clock: Clock | None = None
+        self,
+        conversations: Conversations | None,
+        scope: ConversationScope,
+        clock: Clock | None = None,
+        *,
+        missing: Refusal | None = None,
     ) -> None:
         self._conversations = conversations
         self._scope = scope
         self._clock = clock or SystemClock()
+        self._missing = missing
         self._id = fresh_id("resp")
         self._stamp = self._id.removeprefix("resp_")
         self._request: dict[str, Any] = {}
@@ -72,7 +79,7 @@ class ResponsesDialect:
             the chat request of this turn alone; ``model`` and ``stream`` are those of the last one.
 
         Raises:
-            Refusal: 400, naming what cannot be read or served.
+            Refusal: 400, naming what cannot be read or served; the reason of a missing store where one is needed.
         """
         try:
             request = _decode(body)
@@ -115,6 +122,9 @@ class ResponsesDialect:
             raise malformed(text, "previous_response_id")
         if not continues and not self._input and not request.get("instructions"):
             raise malformed("'input' is missing: a text, or a list of items.", "input")
+        refers = any(item["type"] == "item_reference" for item in self._input)
+        if self._missing is not None and (continues or refers or request.get("store") is not False):
+            raise self._missing
         if self._conversations is None and (continues or request.get("store")):
             text = "This gateway keeps no responses. Send the whole history as 'input', and 'store': false."
             raise Refusal(400, text, "store_disabled", param="store")
