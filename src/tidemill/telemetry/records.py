@@ -62,6 +62,10 @@ class Span(msgspec.Struct, frozen=True, array_like=True, gc=False):
         time_to_first_chunk_s: seconds from the start to the first streamed chunk.
         attributes: anything else that is a plain value; no content belongs here.
         references: passages and artifacts the answer used.
+        prompt: name and version of the prompt, ``answer@3``.
+        service: ``service.name`` of the program that sent the span; ``None`` for Tidemill's own.
+        cached_input_tokens, reasoning_output_tokens: parts of the input and output tokens that have prices of their
+            own.
     """
 
     trace_id: str
@@ -94,6 +98,10 @@ class Span(msgspec.Struct, frozen=True, array_like=True, gc=False):
     rollout: str | None = None
     attributes: dict[str, AttributeValue] = {}
     references: tuple[Reference, ...] = ()
+    prompt: str | None = None
+    service: str | None = None
+    cached_input_tokens: int | None = None
+    reasoning_output_tokens: int | None = None
 
     @property
     def duration_s(self) -> float:
@@ -107,10 +115,13 @@ class Content(msgspec.Struct, frozen=True, array_like=True, gc=False):
     Args:
         input: the messages as JSON text (or any text).
         output: the answer's text, or JSON where it is not plain text.
+        detail: a JSON object of what else came with a span and has no column: ``attributes`` under the names they came
+            with, ``events``, ``links``, ``resource``, ``scope``; empty where there is nothing.
     """
 
     input: str
     output: str
+    detail: str = ""
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
