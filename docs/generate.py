@@ -182,11 +182,11 @@ def _range(value: Mapping[str, Any]) -> str:
 
 def _default(schema: Mapping[str, Any], section: Mapping[str, Any], key: str) -> str:
     """The default as the settings have it: a schema does not say what a function makes."""
-    from tidemill.kernel import settings, settings_gateway
+    from tidemill.kernel import settings, settings_gateway, settings_telemetry
 
     if _section_below(schema, section["properties"][key]) is not None:
         return ""
-    place = settings if hasattr(settings, section["title"]) else settings_gateway
+    place = next(p for p in (settings, settings_gateway, settings_telemetry) if hasattr(p, section["title"]))
     default = getattr(place, section["title"]).model_fields[key].get_default(call_default_factory=True)
     default = str(default) if isinstance(default, date) else default
     return "empty" if default in (None, (), [], {}) else f"`{json.dumps(default, ensure_ascii=False)}`"

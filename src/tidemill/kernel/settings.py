@@ -31,6 +31,7 @@ from tidemill.kernel.settings_gateway import (
     Section,
     Share,
 )
+from tidemill.kernel.settings_telemetry import SloSettings, TelemetrySettings
 
 PROJECT_FILE: Final = "tidemill.yaml"
 STATE_FOLDER: Final = ".tidemill"
@@ -221,12 +222,23 @@ class Settings(Section):
     endpoints: Mapping[Name, EndpointSettings] = Field(default_factory=dict, description="Endpoints by name.")
     monitors: Mapping[Name, MonitorSettings] = Field(default_factory=dict, description="Monitors by name.")
     limits: Mapping[Name, LimitSettings] = Field(default_factory=dict, description="Rate limits and budgets by name.")
+    telemetry: TelemetrySettings = Field(default=TelemetrySettings(), description="What is received, kept, passed on.")
+    slos: Mapping[Name, SloSettings] = Field(default_factory=dict, description="Service level objectives by name.")
 
     #: Folder that holds the project file; relative paths start here. Not a key of the file.
     _folder: Path = Path()
 
     @field_validator(
-        "models", "datasets", "indexes", "prompts", "releases", "endpoints", "monitors", "limits", mode="before"
+        "models",
+        "datasets",
+        "indexes",
+        "prompts",
+        "releases",
+        "endpoints",
+        "monitors",
+        "limits",
+        "slos",
+        mode="before",
     )
     @classmethod
     def _empty_section(cls, value: Any) -> Any:
