@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,12 +77,29 @@ def _endpoint(row: Row, *, fallback: bool) -> str:
 @contextmanager
 def _peers(certificate: tuple[Path, Path]) -> Iterator[dict[Peer, str]]:
     """Peers that refuse, or speak no trusted TLS."""
-    with socket.socket() as closed, ScriptedUpstream() as plain, ExitStack() as stack:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+
+    def shake_hands(connection: socket.socket) -> None:
+        context.wrap_socket(connection, server_side=True).close()
+
+    def answer_plainly(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n")
+
+    with socket.socket() as closed, _listener(shake_hands) as untrusted, _listener(answer_plainly) as plain:
         closed.bind(("127.0.0.1", 0))  # bound, but nobody listens: connecting is refused for as long as this is open
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*certificate)
-        pool = stack.enter_context(ThreadPoolExecutor(1))
+        yield {
+            Peer.DEAD: f"http://127.0.0.1:{closed.getsockname()[1]}/v1",
+            Peer.NO_TLS: f"https://127.0.0.1:{plain}/v1",
+            Peer.UNTRUSTED: f"https://127.0.0.1:{untrusted}/v1",
+        }
+
+
+@contextmanager
+def _listener(meet: Callable[[socket.socket], None]) -> Iterator[int]:
+    """The port of a server that treats one connection after the other."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener, ThreadPoolExecutor(1) as pool:
 
         def serve() -> None:
             while True:
@@ -90,18 +107,11 @@ def _peers(certificate: tuple[Path, Path]) -> Iterator[dict[Peer, str]]:
                     connection, _ = listener.accept()
                 except OSError:
                     return
-                with connection:
-                    try:
-                        context.wrap_socket(connection, server_side=True).close()
-                    except OSError:
-                        continue
+                with connection, suppress(OSError):
+                    meet(connection)
 
         pool.submit(serve)
-        yield {
-            Peer.DEAD: f"http://127.0.0.1:{closed.getsockname()[1]}/v1",
-            Peer.NO_TLS: plain.url.replace("http:", "https:"),
-            Peer.UNTRUSTED: f"https://127.0.0.1:{listener.getsockname()[1]}/v1",
-        }
+        yield int(listener.getsockname()[1])
         listener.shutdown(socket.SHUT_RDWR)
 
 
