@@ -19,7 +19,7 @@ format and the provider's; evaluation and judges use the same translation as the
 |---|---|---|---|
 | `openai` | any server with OpenAI's API; bytes pass unchanged | all | `https://api.openai.com/v1` |
 | `azure` | Azure OpenAI | all but moderation | `https://NAME.openai.azure.com` |
-| `anthropic` | Anthropic's Messages API | chat | `https://api.anthropic.com/v1` |
+| `anthropic` | Anthropic's Messages API | chat, counting tokens | `https://api.anthropic.com/v1` |
 | `gemini` | Google's Gemini API | chat, embeddings | `https://generativelanguage.googleapis.com/v1beta` |
 | `bedrock` | Amazon Bedrock's Converse | chat | `https://bedrock-runtime.REGION.amazonaws.com` |
 | `mistral` | Mistral's API | chat, embeddings | `https://api.mistral.ai/v1` |

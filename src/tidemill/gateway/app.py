@@ -17,7 +17,7 @@ from tidemill.gateway.delivery import Client
 from tidemill.gateway.exchange import Exchange
 from tidemill.gateway.front import Front, Request
 from tidemill.gateway.metrics import Metrics
-from tidemill.gateway.operations import OPERATIONS, RESPONSES, TRANSLATED, Operation
+from tidemill.gateway.operations import COUNT_TOKENS, MESSAGES, OPERATIONS, RESPONSES, TRANSLATED, Operation
 from tidemill.gateway.pages import Pages
 from tidemill.gateway.payloads import Asked, asked_by_form, read_request
 from tidemill.gateway.sessions import Session, SessionTable
@@ -151,6 +151,10 @@ class Gateway:
     def refuse(self, front: Client, request: Request, refusal: Refusal, dialect: ClientDialect | None = None) -> None:
         """Answer with an error, in the client's dialect."""
         self.refused(refusal.status)
+        if dialect is None and request.target.startswith(MESSAGES):
+            from tidemill.gateway.dialects import client_dialect
+
+            dialect = client_dialect(MESSAGES)
         body = refusal.body() if dialect is None else dialect.error(refusal.status, refusal.body())
         headers = self.origin_header(request)
         if refusal.retry_after_s is not None:
@@ -238,9 +242,10 @@ class Gateway:
         now_s = time_ns() / 1e9
         if now_s > table.ends_s:
             raise Refusal(503, table.expired(now_s) or "The routing snapshot ran out.", "snapshot_expired")
-        if key.operations and operation.name not in key.operations:
+        if key.operations and (operation.scope or operation.name) not in key.operations:
             allowed = ", ".join(key.operations)
-            text = f"The API key '{key.name}' may not ask for '{operation.name}', only for: {allowed}."
+            asked_for = operation.scope or operation.name
+            text = f"The API key '{key.name}' may not ask for '{asked_for}', only for: {allowed}."
             raise Refusal(403, text, "operation_not_allowed")
         dialect, conversation = spoken
         body = request.body if dialect is None else dialect.request(request.body)
@@ -257,7 +262,19 @@ class Gateway:
             known = ", ".join(f"'{name}'" for name in table.endpoints(key.tenant)) or "none yet"
             text = f"There is no model '{asked.model[:200]}'. The endpoints there are: {known}."
             raise Refusal(404, text, "model_not_found", param="model")
+        if operation is COUNT_TOKENS and not self._counts(front, request, asked, key, junction):
+            from tidemill.gateway.dialects.count_tokens import estimate
+
+            self.metrics.event("tokens_estimated")
+            front.answer(200, estimate(body), headers=self.origin_header(request))
+            return
         Exchange(self, front, request, asked, body, key, junction, operation).start(dialect, conversation)
+
+    def _counts(self, front: Client, request: Request, asked: Asked, key: ApiKey, junction: Junction) -> bool:
+        """Whether the release of the caller's session counts tokens itself, whichever of its targets is asked."""
+        session = self.session_of(front, request, asked, key, junction, time_ns())
+        lanes = junction.by_release.get(session.release, junction.control).lanes
+        return all(lane.dialect is not None and COUNT_TOKENS.name in lane.dialect.operations for lane in lanes)
 
     def _renewed(self, table: RoutingTable) -> RoutingTable:
         """The newest table, for what ``table`` does not know may stand in a snapshot written a moment ago."""

@@ -16,6 +16,7 @@ class Operation:
         says_text: whether the answer's choices hold text, so that its first piece of content can be told.
         counted: whether its usage is in tokens, which are counted here when the provider tells none.
         form: whether the request is a multipart form, not JSON.
+        scope: the word of keys' scopes, where it is another operation's.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Operation:
     says_text: bool = False
     counted: bool = False
     form: bool = False
+    scope: str | None = None
 
 
 CHAT: Final = Operation("chat", "/chat/completions", says_text=True, counted=True)
@@ -40,5 +42,11 @@ OPERATIONS: Final = {
 RESPONSES: Final = b"/v1/responses"
 """OpenAI's newer API, with a memory."""
 
-TRANSLATED: Final = {b"/v1/messages": CHAT, RESPONSES: CHAT}
+COUNT_TOKENS: Final = Operation("count_tokens", "/messages/count_tokens", scope=CHAT.name)
+"""How many tokens a prompt has: asked of a provider that tells it, else estimated here."""
+
+MESSAGES: Final = b"/v1/messages"
+"""Anthropic's API; errors of all paths below it are in its shape."""
+
+TRANSLATED: Final = {MESSAGES: CHAT, b"/v1/messages/count_tokens": COUNT_TOKENS, RESPONSES: CHAT}
 """Paths whose clients speak a dialect of their own, and the operation it is translated to."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tidemill.gateway.attempts import Attempt
 from tidemill.gateway.calls import message
 from tidemill.gateway.failures import Failed
-from tidemill.gateway.operations import Operation
+from tidemill.gateway.operations import COUNT_TOKENS, Operation
 from tidemill.gateway.payloads import Heard, read_request, rewritten
 from tidemill.gateway.recording import Capture, priced, usage_heard
 from tidemill.gateway.snapshots import Junction, Lane
@@ -48,7 +48,7 @@ class ShadowQueue:
     def offer(self, junction: Junction, operation: Operation, request: Request, body: bytes, original: Span) -> None:
         """Queue a copy of an answered request, or drop and count it."""
         lane = junction.shadow
-        if lane is None:
+        if lane is None or operation is COUNT_TOKENS:  # a count says nothing that could be compared
             return
         if self._closed or len(self._waiting) >= self.gateway.limits.shadow_queue:
             self.gateway.metrics.event("shadow_dropped")

@@ -12,6 +12,7 @@ __all__ = ["ClientDialect", "StreamTranslator", "client_dialect"]
 # path -> module below this package, and its class; one instance serves one request
 _PATHS: Final[dict[bytes, tuple[str, str]]] = {
     b"/v1/messages": ("messages", "MessagesDialect"),
+    b"/v1/messages/count_tokens": ("count_tokens", "CountTokensDialect"),
 }
 
 

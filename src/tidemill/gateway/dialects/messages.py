@@ -41,7 +41,7 @@ class MessagesDialect:
         """Translate a request; see ``ClientDialect.request``."""
         try:
             asked = read_object(body, "The request body")
-            wanted = _Request(asked).translate()
+            wanted = translate_request(asked)
         except InvalidInput as error:
             raise Refusal(400, error.message, "invalid_request") from None
         thinking = asked.get("thinking")
@@ -59,6 +59,15 @@ class MessagesDialect:
     def stream(self) -> MessagesStream:
         """Begin to translate a stream; see ``ClientDialect.stream``."""
         return MessagesStream(hides_thoughts=self._hides_thoughts)
+
+
+def translate_request(asked: dict[str, Any]) -> dict[str, Any]:
+    """A request's fields as the pivot's.
+
+    Raises:
+        Refusal: 400, naming what cannot be read or served.
+    """
+    return _Request(asked).translate()
 
 
 def _refuse(field: str, reason: str) -> Refusal:

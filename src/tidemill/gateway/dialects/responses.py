@@ -122,6 +122,10 @@ class ResponsesDialect:
             raise malformed(text, "previous_response_id")
         if not continues and not self._input and not request.get("instructions"):
             raise malformed("'input' is missing: a text, or a list of items.", "input")
+        return self._keeps(request, continues=bool(continues))
+
+    def _keeps(self, request: dict[str, Any], *, continues: bool) -> bool:
+        """Whether the response is to be kept, and whether what the request needs of the store can be had."""
         refers = any(item["type"] == "item_reference" for item in self._input)
         if self._missing is not None and (continues or refers or request.get("store") is not False):
             raise self._missing

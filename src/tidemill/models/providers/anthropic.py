@@ -1,7 +1,8 @@
 """Anthropic's Messages API: pivot requests into its requests.
 
-Format: Anthropic's API reference, ``POST /v1/messages``, version 2023-06-01, as its Python library 2.12 types it
-(2026-11). Answers, errors and streams are read in ``anthropic_answers``.
+Format: Anthropic's API reference, ``POST /v1/messages`` and ``/v1/messages/count_tokens``, version 2023-06-01, as its
+Python library 2.12 types them (2026-11). Answers, errors and streams are read in ``anthropic_answers``. A count takes a
+chat request, of which only what the count depends on is sent, and its answer is passed on as it is.
 
 Options of a target: ``max_tokens`` (where the request names none; the API demands one), ``thinking`` (``adaptive``, or
 ``budget`` for models that take a number of thinking tokens), ``api_version``, ``beta`` (the ``anthropic-beta`` header)
@@ -33,6 +34,10 @@ from tidemill.models.providers.pivot import (
 )
 
 NAME: Final = "anthropic"
+COUNT_TOKENS: Final = "count_tokens"
+_COUNTED: Final = frozenset(
+    {"model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control", "speed"}
+)
 _VERSION: Final = "2023-06-01"
 _DEFAULT_MAX_TOKENS: Final = 4096
 _MIN_THINKING_TOKENS: Final = 1024
@@ -117,7 +122,7 @@ class AnthropicDialect:
     """Chat completions served by Anthropic's Messages API."""
 
     name = NAME
-    operations = frozenset({"chat"})
+    operations = frozenset({"chat", COUNT_TOKENS})
     stream_type = b"text/event-stream"
 
     def request(
@@ -141,13 +146,19 @@ class AnthropicDialect:
         _add_tools(asked, wanted)
         _add_output(asked, wanted, place)
         _add_account(asked, wanted)
-        return ProviderRequest(
-            (place.base_path or "/v1") + "/messages", _headers(place, credentials), msgspec.json.encode(wanted)
-        )
+        path = (place.base_path or "/v1") + "/messages"
+        if operation == COUNT_TOKENS:
+            path += "/count_tokens"
+            wanted = {name: value for name, value in wanted.items() if name in _COUNTED}
+        return ProviderRequest(path, _headers(place, credentials), msgspec.json.encode(wanted))
 
     def answer(self, operation: str, body: bytes, *, model: str, now_s: float = 0.0) -> bytes:
         """Translate a message to a chat completion; see ``Dialect.answer``."""
         check_operation(self, operation)
+        if operation == COUNT_TOKENS:
+            if not isinstance(read_object(body, "The count").get("input_tokens"), int):
+                raise InvalidInput("The count has no 'input_tokens'.")
+            return body
         return translate_answer(body, model, now_s)
 
     def error(self, status: int, body: bytes) -> tuple[int, bytes]:

@@ -14,9 +14,9 @@ from typing import Final, Protocol
 from tidemill.kernel import InvalidInput
 
 OPERATIONS: Final = frozenset(
-    {"chat", "text_completion", "embeddings", "moderation", "transcription", "speech", "responses"}
+    {"chat", "text_completion", "embeddings", "moderation", "transcription", "speech", "responses", "count_tokens"}
 )
-"""The operations of OpenAI's API that a target can be asked for."""
+"""What a target can be asked for: operations of OpenAI's API, and Anthropic's count of a chat request's tokens."""
 
 
 class UnsupportedField(InvalidInput):
