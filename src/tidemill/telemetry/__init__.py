@@ -11,6 +11,17 @@ from pathlib import Path
 from tidemill.kernel import Scope
 from tidemill.telemetry.drainer import Drainer, DrainReport
 from tidemill.telemetry.frames import End
+from tidemill.telemetry.queries import (
+    Condition,
+    Erased,
+    Erasure,
+    Measure,
+    SeriesQuery,
+    SeriesRow,
+    SeriesRows,
+    SessionQuery,
+    SessionRow,
+)
 from tidemill.telemetry.reading import Corrupt, Finished, read_segment
 from tidemill.telemetry.records import Capture, Content, Intent, Reference, Score, Span, Status
 from tidemill.telemetry.segments import SegmentWriter
@@ -19,7 +30,10 @@ from tidemill.telemetry.store import (
     FAILED_STATUSES,
     Batch,
     CommitReport,
+    Compacted,
     ScoreQuery,
+    SetAside,
+    SetAsideReport,
     SpanQuery,
     SpanStore,
     StoredScore,
@@ -34,17 +48,29 @@ __all__ = [
     "Batch",
     "Capture",
     "CommitReport",
+    "Compacted",
+    "Condition",
     "Content",
     "Corrupt",
     "DrainReport",
     "Drainer",
     "End",
+    "Erased",
+    "Erasure",
     "Finished",
     "Intent",
+    "Measure",
     "Reference",
     "Score",
     "ScoreQuery",
     "SegmentWriter",
+    "SeriesQuery",
+    "SeriesRow",
+    "SeriesRows",
+    "SessionQuery",
+    "SessionRow",
+    "SetAside",
+    "SetAsideReport",
     "Span",
     "SpanQuery",
     "SpanStore",

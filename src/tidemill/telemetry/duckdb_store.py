@@ -31,12 +31,15 @@ from tidemill.telemetry.columns import (
     span_of,
     span_table,
 )
+from tidemill.telemetry.queries import Erased, Erasure, SeriesQuery, SeriesRows, SessionQuery, SessionRow
 from tidemill.telemetry.records import Content, Reference, Score, Span
 from tidemill.telemetry.store import (
     FAILED_STATUSES,
     Batch,
     CommitReport,
+    Compacted,
     ScoreQuery,
+    SetAsideReport,
     SpanQuery,
     StoredScore,
     StoredSpan,
@@ -239,6 +242,32 @@ class DuckDBSpanStore:
             [*self._owner, *values],
         )
         return [_summary_row(query.group_by, row) for row in rows]
+
+    def series(self, query: SeriesQuery) -> SeriesRows:
+        """See ``SpanStore.series``."""
+        raise NotImplementedError
+
+    def sessions(self, query: SessionQuery) -> list[SessionRow]:
+        """See ``SpanStore.sessions``."""
+        raise NotImplementedError
+
+    def values(
+        self, field: str, *, since_ns: int | None = None, until_ns: int | None = None, limit: int = 100
+    ) -> list[tuple[str | int | float | bool, int]]:
+        """See ``SpanStore.values``."""
+        raise NotImplementedError
+
+    def set_aside(self, *, reason: str | None = None, limit: int = 100) -> SetAsideReport:
+        """See ``SpanStore.set_aside``."""
+        raise NotImplementedError
+
+    def compact(self, before_ns: int) -> Compacted:
+        """See ``SpanStore.compact``."""
+        raise NotImplementedError
+
+    def erase(self, erasure: Erasure) -> Erased:
+        """See ``SpanStore.erase``."""
+        raise NotImplementedError
 
     def _prepare(self) -> None:
         with self._cursor() as cursor:

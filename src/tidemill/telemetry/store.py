@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from tidemill.kernel import Scope
+from tidemill.telemetry.queries import Condition, Erased, Erasure, SeriesQuery, SeriesRows, SessionQuery, SessionRow
 from tidemill.telemetry.records import Content, Reference, Score, Span
 
 Grouping = Literal["release", "assigned_release", "arm", "endpoint", "minute", "request_model", "status"]
@@ -21,6 +22,49 @@ FAILED_STATUSES = ("error", "truncated", "interrupted")
 """What counts as an error in summaries. ``cancelled`` does not: the client went away."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:
+    """A record that was not stored, and why. All are counted; of each reason a sample is kept.
+
+    Args:
+        reason: a short class, e.g. ``differing_span``, ``negative_duration``, ``wrong_protobuf``.
+        at_ns: when it was refused, nanoseconds since 1970.
+        trace_id, span_id: of the record, where it has them.
+        source: who sent it: a service, or a segment's writer.
+        detail: what was refused, as text a person can read; masked already, cut to a few kilobytes by the store.
+    """
+
+    reason: str
+    at_ns: int
+    trace_id: str | None = None
+    span_id: str | None = None
+    source: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAsideReport:
+    """What was set aside: how many by reason, and the newest samples that were kept, newest first."""
+
+    counts: Mapping[str, int]
+    samples: Sequence[SetAside]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compacted:
+    """What a compaction moved out of the hot tier.
+
+    Args:
+        partitions: days written.
+        spans: how many went with them.
+        bytes: size of the partitions written.
+    """
+
+    partitions: int = 0
+    spans: int = 0
+    bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What one commit brings: spans, the content of some of them, and scores.
@@ -29,11 +73,14 @@ class Batch:
         spans: in the order they were written.
         contents: by (trace id, span id); masked already.
         scores: in the order they were written; their texts masked already.
+        rejected: records that were refused before they came here. Spans that differ from the one stored first are
+            set aside by the store itself.
     """
 
     spans: Sequence[Span] = ()
     contents: Mapping[tuple[str, str], Content] = field(default_factory=dict)
     scores: Sequence[Score] = ()
+    rejected: Sequence[SetAside] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +92,8 @@ class CommitReport:
         interrupted: new placeholders.
         scores: new scores.
         duplicates: records that were there already, equal.
-        conflicts: records that were there already, different: the first one stays.
+        conflicts: records that were there already, different: the first one stays, this one is set aside.
+        rejected: refusals noted.
         replaced: placeholders (``interrupted``) that gave way to the finished record.
     """
 
@@ -55,6 +103,7 @@ class CommitReport:
     duplicates: int = 0
     conflicts: int = 0
     replaced: int = 0
+    rejected: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +139,9 @@ class SpanQuery:
         newest_first: by start time, newest first; otherwise in the order of ingestion.
         roots_only: only spans that stand for a whole request (no parent, or marked with ``ENTRY_ATTRIBUTE``).
         with_references, with_content: whether to bring those along.
+        where: conditions on any field; see ``queries.Condition``.
+        text: full text over input and output, see ``spans.text``: every word must occur, as a whole word and whatever
+            its case; words "in quotes" in that order.
     """
 
     endpoint: str | None = None
@@ -108,6 +160,8 @@ class SpanQuery:
     roots_only: bool = False
     with_references: bool = True
     with_content: bool = False
+    where: tuple[Condition, ...] = ()
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +266,44 @@ class SpanStore(Protocol):
 
     def summary(self, query: SummaryQuery) -> list[SummaryRow]:
         """Requests, errors, latency, tokens and cost by group, sorted by group."""
+        ...
+
+    def series(self, query: SeriesQuery) -> SeriesRows:
+        """Measures over time, by group.
+
+        Raises:
+            InvalidInput: a field, measure, aggregate or operator that there is not.
+        """
+        ...
+
+    def sessions(self, query: SessionQuery) -> list[SessionRow]:
+        """Sessions that have a span which meets the query, added up over those spans; newest activity first."""
+        ...
+
+    def values(
+        self, field: str, *, since_ns: int | None = None, until_ns: int | None = None, limit: int = 100
+    ) -> list[tuple[str | int | float | bool, int]]:
+        """The values a field has and how many spans have each, most frequent first; spans without one do not count."""
+        ...
+
+    def set_aside(self, *, reason: str | None = None, limit: int = 100) -> SetAsideReport:
+        """What was refused or differed from the record stored first; of one reason, or of all."""
+        ...
+
+    def compact(self, before_ns: int) -> Compacted:
+        """Move whole days (UTC) that ended before a time out of the hot tier into partitions that are read in place.
+
+        Nothing changes for any query. Killed at any moment, no span is lost or counted twice. A store without tiers
+        of its own does nothing.
+        """
+        ...
+
+    def erase(self, erasure: Erasure) -> Erased:
+        """Forget by subject, by trace or by age, in every tier; afterwards the text is nowhere in the store's files.
+
+        Raises:
+            InvalidInput: not exactly one of the three is given.
+        """
         ...
 
     def close(self) -> None:
