@@ -14,6 +14,7 @@ from tidemill.gateway.admission import Admissible, Ticket, Waiting
 from tidemill.gateway.answers import Refusal
 from tidemill.gateway.cache import CacheCall, CachedAnswer, CacheKey
 from tidemill.gateway.payloads import AskedOptions
+from tidemill.gateway.usage import images_in
 from tidemill.kernel import UserError
 
 if TYPE_CHECKING:
@@ -47,19 +48,24 @@ class Preparation:
         if not junction.admitted:
             self._converse()
             return
-        asked, key = exchange.asked, exchange.key
-        call = Admissible(
+        self._waiting = self._gateway.admission.enter(self._call(exchange.body), self._admitted, self._refuse)
+
+    def _call(self, body: bytes) -> Admissible:
+        """What admission must know of the request, when it is sent with this body."""
+        exchange = self._exchange
+        asked, key, junction = exchange.asked, exchange.key, exchange.junction
+        return Admissible(
             key,
             junction.route,
             exchange.operation.name,
             key.priority or junction.policy.priority,
-            len(exchange.body),
+            len(body),
             asked.output_tokens_most,
             asked.answers_most,
             exchange.identity.span_id,
             junction.dearest,
+            images_in(body),
         )
-        self._waiting = self._gateway.admission.enter(call, self._admitted, self._refuse)
 
     def cancel(self) -> None:
         """The client has left, or the request's time is over."""
@@ -204,5 +210,24 @@ class Preparation:
             self._exchange.kept_answer(found)
 
     def _ready(self) -> None:
+        exchange = self._exchange
+        ticket = exchange.ticket
+        if ticket is not None and len(self._body) > len(exchange.body) and ticket.attributes:
+            self._grow(ticket)
+            return
         self._over = True
-        self._exchange.prepared(self._body)
+        exchange.prepared(self._body)
+
+    def _grow(self, ticket: Ticket) -> None:
+        """What was said before, or a guardrail, has made the request longer than it was let in with."""
+        exchange, admission = self._exchange, self._gateway.admission
+        pairs = zip(admission.needs(self._call(self._body)), admission.needs(self._call(exchange.body)), strict=True)
+        requests, tokens, money = (after - before for after, before in pairs)
+
+        def grown(more: Ticket) -> None:
+            self._waiting = None
+            exchange.ticket = more
+            self._over = True
+            exchange.prepared(self._body)
+
+        self._waiting = ticket.more(grown, self._refuse, (requests, tokens, money))

@@ -7,6 +7,7 @@ release first, then, for a canary, at the control release, whose answer counts a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic, time_ns
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,14 +19,15 @@ from tidemill.gateway.calls import message
 from tidemill.gateway.failures import Cause, Failed, reading
 from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Asked, Heard, with_fields
-from tidemill.gateway.routing import Again, Attempts, RoutingCall, may_hedge
+from tidemill.gateway.routing import Again, Attempts, Hedger, RoutingCall, Step, may_hedge
 from tidemill.gateway.sessions import Session
 from tidemill.gateway.snapshots import Branch, Junction, Lane
 from tidemill.gateway.tracing import Identity
-from tidemill.kernel import Arm
-from tidemill.telemetry.records import AttributeValue
+from tidemill.kernel import ApiKey, Arm
+from tidemill.telemetry.records import AttributeValue, Intent
 
 if TYPE_CHECKING:
+    from tidemill.gateway.admission import Ticket, Waiting
     from tidemill.gateway.app import Gateway
     from tidemill.gateway.front import Request
 
@@ -52,12 +54,12 @@ class Pursuit:
     __slots__ = (
         "_attempt", "_attributes", "_bounds_output", "_branch", "_deadline_s", "_gateway", "_hedge", "_lost",
         "_made", "_over", "_place", "_plan", "_session", "_settled", "_timed", "_timer", "asked", "body", "identity",
-        "junction", "lane", "operation", "request", "streamed",
+        "junction", "lane", "operation", "request", "streamed", "ticket",
     )  # fmt: skip
 
     _attempt: Attempt | None
     _hedge: Attempt | None
-    _timer: asyncio.TimerHandle | None  # a backoff, or the wait before a hedge
+    _timer: asyncio.TimerHandle | Waiting | None  # before another attempt: a backoff, a hedge's wait, or for limits
     _plan: Attempts | None  # from the first failure or hedge on
     _place: int  # of the lane in its branch
     _made: int
@@ -80,6 +82,8 @@ class Pursuit:
     _branch: Branch
     lane: Lane
     _attributes: dict[str, AttributeValue]
+    key: ApiKey
+    ticket: Ticket | None
 
     # -- what is sent -----------------------------------------------------------------------------------------
 
@@ -171,27 +175,75 @@ class Pursuit:
         # The last attempt of a canary's request is the control's.
         step = None if canary and plan.made + 1 >= most else plan.after(self._place, meaning, now)
         if step is not None:
-            self._lose(attempt, failed)
-            self._place = step.target
-            if step.wait_s:
-                self._gateway.metrics.event("retry")
-                self._attempt, self._timed = None, True
-                loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(step.wait_s, self._try, branch.lanes[step.target])
-            else:
-                self._gateway.metrics.event("fallback")
-                self._try(branch.lanes[step.target])
+            self._afford(lambda: self._take(step, attempt, failed), lambda: self._give_up(failed))
         elif canary and meaning.again is not Again.NOWHERE and plan.made < most and now < self._deadline_s:
-            self._lose(attempt, failed)
-            # Scores still count for the release that was assigned.
-            self._attributes["tidemill.failover_from"] = branch.release.release
-            self._attributes["tidemill.failover_reason"] = failed.error_type
-            self._gateway.metrics.event("failover")
-            self._branch = self.junction.control
-            self._place, self._plan = 0, None
-            self._pursue()
+            self._afford(lambda: self._fail_over(attempt, failed), lambda: self._give_up(failed))
         else:
             self._give_up(failed)
+
+    def _take(self, step: Step, attempt: Attempt, failed: Failed) -> None:
+        """Make the next attempt of the plan."""
+        self._lose(attempt, failed)
+        self._place = step.target
+        lane = self._branch.lanes[step.target]
+        if step.wait_s:
+            self._gateway.metrics.event("retry")
+            self._attempt, self._timed = None, True
+            self._timer = asyncio.get_running_loop().call_later(step.wait_s, self._try, lane)
+        else:
+            self._gateway.metrics.event("fallback")
+            self._try(lane)
+
+    def _fail_over(self, attempt: Attempt, failed: Failed) -> None:
+        """Ask the control release. Scores still count for the release that was assigned."""
+        self._lose(attempt, failed)
+        self._attributes["tidemill.failover_from"] = self._branch.release.release
+        self._attributes["tidemill.failover_reason"] = failed.error_type
+        self._gateway.metrics.event("failover")
+        self._branch = self.junction.control
+        self._place, self._plan = 0, None
+        self._pursue()
+
+    def _afford(self, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+        """Reserve for one more attempt, for it may be charged too, and note that before it is made.
+
+        Args:
+            then: called when the attempt may be made; at once where no limit counts what it costs.
+            otherwise: called instead where a limit has no room for it. The trace says so.
+        """
+        ticket = self.ticket
+        if ticket is None or not ticket.attributes:
+            then()
+            return
+        before = ticket.attributes
+
+        def reserved(more: Ticket) -> None:
+            self.ticket, self._timer = more, None
+            if more.attributes == before:  # only requests are counted, and this is the same one
+                then()
+            else:
+                self._gateway.journal.add(self.key.tenant, self._intent(), noted)
+
+        def noted(written: bool) -> None:
+            if self._over or self._settled:
+                return
+            if written or self.junction.policy.untraced:
+                then()
+            else:
+                forbidden("not_recordable")
+
+        def forbidden(code: str) -> None:
+            self._timer = None
+            self._attributes["tidemill.attempt_forbidden"] = code
+            self._gateway.metrics.event("attempt_forbidden")
+            otherwise()
+
+        self._timed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        waiting = ticket.more(reserved, lambda refusal: forbidden(refusal.code or "limited"))
+        if waiting is not None:
+            self._timer = waiting
 
     def _lose(self, attempt: Attempt, failed: Failed | None) -> None:
         self._lost = (*self._lost, Lost(attempt, failed, time_ns()))
@@ -203,11 +255,15 @@ class Pursuit:
         hedger, first = self.junction.hedger, self._attempt
         if self._over or self._settled or hedger is None or first is None or first.over or self._hedge is not None:
             return
-        now = monotonic()
-        ready = self._branch.chooser.choose(self._routing_call(), now, (self._place,)) is not None
-        if not ready or not hedger.spend():
+        self._timer = None
+        ready = self._branch.chooser.choose(self._routing_call(), monotonic(), (self._place,)) is not None
+        if ready and hedger.ready:
+            self._afford(lambda: self._hedge_beside(first, hedger), _no_hedge)
+
+    def _hedge_beside(self, first: Attempt, hedger: Hedger) -> None:
+        if first.over or first is not self._attempt or self._hedge is not None or not hedger.spend():
             return
-        place = self._planned().another(now)
+        place = self._planned().another(monotonic())
         if place is None:
             return
         self._made += 1
@@ -257,11 +313,18 @@ class Pursuit:
         """See ``Caller``."""
         raise NotImplementedError
 
+    def _intent(self) -> Intent:
+        raise NotImplementedError
+
     def _give_up(self, failed: Failed) -> None:
         raise NotImplementedError
 
     def _break_off(self, failed: Failed) -> None:
         raise NotImplementedError
+
+
+def _no_hedge() -> None:
+    """The limit has no room for a second call: the first one goes on alone."""
 
 
 def _no_room(model: str) -> Failed:

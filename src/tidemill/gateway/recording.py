@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from tidemill.gateway.failures import Cause, Failed
 from tidemill.gateway.payloads import Asked, Heard, hear_stream
 from tidemill.gateway.pursuit import Lost, Pursuit
-from tidemill.gateway.usage import NO_USAGE, Usage, UsageObject, cost_usd, count_images, counted_usage, usage_of
+from tidemill.gateway.usage import NO_USAGE, Usage, UsageObject, cost_usd, counted_usage, images_in, usage_of
 from tidemill.telemetry.records import AttributeValue, Content, Intent, Span, Status
 from tidemill.telemetry.store import ENTRY_ATTRIBUTE
 
 if TYPE_CHECKING:
-    from tidemill.gateway.admission import Ticket
     from tidemill.gateway.cache import CacheKey
     from tidemill.gateway.dialects.responses import ResponsesDialect
     from tidemill.gateway.guarding import Guarding
@@ -112,10 +111,9 @@ class Recording(Pursuit):
 
     __slots__ = (
         "_alarm", "_capture", "_first_ns", "_recorded", "_started_ns", "_status", "_user_key", "cache_key",
-        "conversation", "guarding", "key", "ticket",
+        "conversation", "guarding", "key",
     )  # fmt: skip
 
-    ticket: Ticket | None
     guarding: Guarding | None
     cache_key: CacheKey | None
     _alarm: asyncio.TimerHandle | None
@@ -228,7 +226,7 @@ class Recording(Pursuit):
             or self._settled
             or (attempt.asked and (failed is None or failed.cause in _MAYBE_CHARGED))
         ):
-            images = count_images(self.asked.messages) if lane.target.prices.image_usd else 0
+            images = images_in(self.body) if lane.target.prices.image_usd else 0
             usage = usage_heard(self.operation, self.asked, heard, images=images)
         cost = priced(usage, lane)
         tokens = usage.input_tokens + usage.output_tokens if usage is not None else 0
@@ -250,7 +248,8 @@ class Recording(Pursuit):
         ):
             return None
         said = hear_stream(attempt.held).text if attempt.sse else ""
-        return counted_usage(self.asked.input_text(), said)
+        images = images_in(self.body) if attempt.lane.target.prices.image_usd else 0
+        return counted_usage(self.asked.input_text(), said, images=images)
 
     def _note(self) -> None:
         """Say on the span what was not as usual."""

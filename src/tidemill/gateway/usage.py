@@ -45,6 +45,10 @@ class _Answer(msgspec.Struct, gc=False):
     usage: UsageObject | None = None
 
 
+class _Request(msgspec.Struct, gc=False):
+    messages: msgspec.Raw = msgspec.Raw(b"")
+
+
 class Usage(msgspec.Struct, frozen=True, gc=False):
     """What a call used.
 
@@ -82,6 +86,7 @@ _PARTS: Final = ("cached_tokens", "reasoning_tokens", "audio_input_tokens", "aud
 NO_USAGE: Final = Usage(source="cache")
 """Of an answer that was kept: nobody was asked, nothing is due."""
 
+_request: Final = msgspec.json.Decoder(_Request)
 _answer: Final = msgspec.json.Decoder(_Answer)
 _messages: Final = msgspec.json.Decoder()
 
@@ -149,13 +154,27 @@ def cost_usd(usage: Usage, prices: Prices) -> float:
     return spent / 1e6 + usage.images * prices.image_usd + prices.request_usd
 
 
+def images_in(body: bytes) -> int:
+    """How many images a request holds.
+
+    Args:
+        body: the whole request in the pivot's format; 0 for one that is no JSON.
+    """
+    if b"image" not in body:
+        return 0
+    try:
+        return count_images(bytes(_request.decode(body).messages))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+
+
 def count_images(messages: bytes) -> int:
     """How many images a request's ``messages`` (raw JSON) hold: parts of type ``image_url`` or ``input_image``."""
     if b"image" not in messages:
         return 0
     try:
         turns = _messages.decode(messages)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0
     if not isinstance(turns, list):
         return 0

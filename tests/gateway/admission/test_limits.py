@@ -404,6 +404,6 @@ def test_a_store_that_hangs_does_not_hold_a_call_for_ever(tmp_path: Path) -> Non
 
 
 def test_the_dearest_price_bounds_every_token() -> None:
-    assert dearest(PRICES) == (1000.0, 10_000.0, 0.0)
+    assert dearest(PRICES) == (1000.0, 10_000.0, 0.0, 0.0)
     rich = replace(PRICES, cached_input_usd_per_mtok=3.0, reasoning_usd_per_mtok=20.0, request_usd=0.001)
-    assert dearest(rich) == (3000.0, 20_000.0, 1_000_000.0)
+    assert dearest(rich) == (3000.0, 20_000.0, 1_000_000.0, 0.0)

@@ -8,7 +8,7 @@ from typing import Final
 
 from tidemill.gateway.admission.caps import Gate
 from tidemill.gateway.admission.queue import Entry
-from tidemill.gateway.admission.seams import Admissible, Limits, Ticket, Waiting
+from tidemill.gateway.admission.seams import Admissible, Limits, Needs, Ticket, Waiting
 from tidemill.gateway.answers import Refusal
 from tidemill.kernel import Route, RoutingSnapshot
 from tidemill.kernel.routing_policy import Caps
@@ -55,6 +55,10 @@ class Admission:
         if (route.tenant, route.endpoint) in self._gates:
             return True
         return self._limits is not None and self._limits.applies(route)
+
+    def needs(self, call: Admissible) -> Needs:
+        """What one attempt of a call may come to, as far as limits count it."""
+        return (0, 0, 0) if self._limits is None else self._limits.needs(call)
 
     def enter(
         self, call: Admissible, then: Callable[[Ticket], None], refused: Callable[[Refusal], None]
@@ -196,6 +200,20 @@ class _Passage:
         if gate.adaptive is not None and not self.over:
             gate.adaptive.observe(elapsed_s, gate.in_flight, self._admission.now_s())
 
+    def more(
+        self, then: Callable[[Ticket], None], refused: Callable[[Refusal], None], needs: Needs | None = None
+    ) -> Waiting | None:
+        reservation = self._reservation
+        if reservation is None or self.over:
+            then(self)
+            return None
+
+        def reserved(ticket: Ticket) -> None:
+            self._reservation = ticket
+            then(self)
+
+        return reservation.more(reserved, refused, needs)
+
     def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:
         if self.over:
             return
@@ -229,6 +247,14 @@ class _Uncounted:
 
     def first_token(self, elapsed_s: float) -> None:
         pass
+
+    def more(
+        self,
+        then: Callable[[Ticket], None],
+        refused: Callable[[Refusal], None],  # noqa: ARG002 - the ticket's interface
+        needs: Needs | None = None,  # noqa: ARG002 - likewise
+    ) -> None:
+        then(self)
 
     def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:
         pass

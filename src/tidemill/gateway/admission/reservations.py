@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tidemill.gateway.admission.leases import Account, Lease, seconds
-from tidemill.gateway.admission.seams import Reservation
+from tidemill.gateway.admission.seams import Needs, Reservation
 from tidemill.gateway.answers import Refusal
-from tidemill.ledger.accounts import ADMITTED_AT, CHARGES, USED
+from tidemill.kernel import LimitUnit
+from tidemill.ledger.accounts import ADMITTED_AT, CHARGES, USED, portions
 
 if TYPE_CHECKING:
     from tidemill.gateway.admission.desks import LeaseDesk
@@ -51,6 +52,34 @@ class LeasedReservation:
     def first_token(self, elapsed_s: float) -> None:
         """Limits do not listen to this."""
 
+    def more(
+        self, then: Callable[[Reservation], None], refused: Callable[[Refusal], None], needs: Needs | None = None
+    ) -> LimitWait | None:
+        """See ``Ticket``. The reserves for all attempts are settled together."""
+        each = self._each()
+        wanted = each if needs is None else {account: needs[account.place] for account in each}
+        wanted = {account: need for account, need in wanted.items() if need > 0}
+        if self._over or not wanted:
+            then(self)
+            return None
+        if needs is not None:
+            each = {account: need + wanted.get(account, 0) for account, need in each.items()}
+
+        def reserved(further: LeasedReservation) -> None:
+            if self._over:  # settled meanwhile: nobody would settle this
+                further.cancel()
+                return
+            self._over = True
+            then(SeveralReserves(self, further, each))
+
+        wait = LimitWait(self._desk, tuple(wanted.items()), reserved, refused)
+        wait.begin()
+        return None if wait.over else wait
+
+    def _each(self) -> dict[Account, int]:
+        """What one attempt may come to, of each account that counts more than requests."""
+        return {account: need for account, _, need in self._parts if account.limit.unit is not LimitUnit.REQUESTS}
+
     def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:  # noqa: ARG002 - failures cost too
         """Count what was used, give back the rest."""
         if self._over:
@@ -76,6 +105,43 @@ class LeasedReservation:
             self._desk.give_back(self._parts)
 
 
+class SeveralReserves(LeasedReservation):
+    """What a call holds that was attempted again, or has grown.
+
+    Args:
+        first: what it held before; from now on this speaks for it.
+        further: what came to it.
+        each: what one attempt may come to.
+    """
+
+    __slots__ = ("_needs",)
+
+    def __init__(self, first: LeasedReservation, further: LeasedReservation, each: Mapping[Account, int]) -> None:
+        charges = f"{str(first.attributes[CHARGES])[1:-1]},{str(further.attributes[CHARGES])[1:-1]}"
+        # What is used last counts longest: an attempt that was made later leaves the window later.
+        admitted_at_s = max(first._admitted_at_s, further._admitted_at_s)
+        super().__init__(first._desk, (*first._parts, *further._parts), charges, admitted_at_s)
+        self._needs = dict(each)
+
+    def _each(self) -> dict[Account, int]:
+        return self._needs
+
+    def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:  # noqa: ARG002 - failures cost too
+        """Count what was used, once for all reserves of an account; give back the rest."""
+        if self._over:
+            return
+        self._over = True
+        used = (1, tokens, int(cost_usd * _NANO + 0.5))
+        parts = self._parts
+        amounts = portions([(one[0], one[2]) for one in parts], [used[one[0].place] for one in parts])
+        for (account, lease, reserved), amount in zip(parts, amounts, strict=True):
+            self._desk.counts.overdrawn += amount > reserved
+            lease.end(reserved, amount, self._admitted_at_s)
+            if account.waiting:
+                self._desk.look_again(account)
+        self.attributes[USED] = f"[1,{tokens},{used[2]}]"
+
+
 class Unlimited:
     """What a call holds that no limit counts."""
 
@@ -83,6 +149,15 @@ class Unlimited:
 
     def first_token(self, elapsed_s: float) -> None:
         """Limits do not listen to this."""
+
+    def more(
+        self,
+        then: Callable[[Reservation], None],
+        refused: Callable[[Refusal], None],  # noqa: ARG002 - the ticket's interface
+        needs: Needs | None = None,  # noqa: ARG002 - likewise
+    ) -> None:
+        """Nothing is needed."""
+        then(self)
 
     def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:
         """Nothing is counted."""
@@ -109,7 +184,7 @@ class LimitWait:
         self,
         desk: LeaseDesk,
         needs: Sequence[tuple[Account, int]],
-        then: Callable[[Reservation], None],
+        then: Callable[[LeasedReservation], None],
         refused: Callable[[Refusal], None],
     ) -> None:
         self._desk = desk

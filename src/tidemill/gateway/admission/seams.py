@@ -26,6 +26,7 @@ class Admissible:
         n: answers asked for.
         request_id: id of the request's span: reserve and settlement are idempotent by it.
         prices: of the dearest target that may serve it.
+        images: in its prompt, whatever way they are given.
     """
 
     key: ApiKey
@@ -37,6 +38,11 @@ class Admissible:
     n: int
     request_id: str
     prices: Prices
+    images: int = 0
+
+
+Needs = tuple[int, int, int]
+"""Upper bounds in quanta: requests, tokens, billionths of a US dollar."""
 
 
 class Waiting(Protocol):
@@ -57,6 +63,21 @@ class Ticket(Protocol):
 
     def first_token(self, elapsed_s: float) -> None:
         """The upstream's first token came ``elapsed_s`` after it was asked: what adaptive concurrency listens to."""
+        ...
+
+    def more(
+        self, then: Callable[[Ticket], None], refused: Callable[[Refusal], None], needs: Needs | None = None
+    ) -> Waiting | None:
+        """Reserve for one more attempt, or for a call that has grown, before it is made.
+
+        Args:
+            then: called with the ticket that takes this one's place, at once or later.
+            refused: called instead where a limit has no room; this ticket stays as it is.
+            needs: what the call has grown by; ``None`` reserves once more what one attempt may come to.
+
+        Returns:
+            What to cancel when nobody wants it any more; ``None`` when one of the two was called already.
+        """
         ...
 
     def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:
@@ -88,6 +109,10 @@ class Limits(Protocol):
 
     def applies(self, route: Route) -> bool:
         """Whether any limit may count a call to a route."""
+        ...
+
+    def needs(self, call: Admissible) -> Needs:
+        """What would be reserved for one attempt of a call."""
         ...
 
     def enter(

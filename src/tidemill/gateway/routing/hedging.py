@@ -79,9 +79,14 @@ class Hedger:
         p95_s = health.p95_first_token_s(streamed=streamed)
         return None if p95_s is None else max(self._policy.min_wait_s, p95_s)
 
+    @property
+    def ready(self) -> bool:
+        """Whether the budget has a hedge left."""
+        return self._saved >= 1
+
     def spend(self) -> bool:
         """The wait is over without a token: take a hedge out of the budget, if one is left."""
-        if self._saved < 1:
+        if not self.ready:
             return False
         self._saved -= 1
         return True
