@@ -13,6 +13,7 @@ from tidemill.ledger.accounts.charges import (
     ChargedRequest,
     charge_head,
     charged_request,
+    portions,
 )
 from tidemill.ledger.accounts.opening import open_lease_store
 from tidemill.ledger.accounts.values import (
@@ -49,6 +50,7 @@ __all__ = [
     "charge_head",
     "charged_request",
     "open_lease_store",
+    "portions",
     "quanta",
     "units",
 ]
