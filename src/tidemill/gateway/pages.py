@@ -39,6 +39,10 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True):
     correction: str | None = None
 
 
+_UNKNOWN_TRACE: Final = (
+    "The feedback is kept, but this gateway does not remember an answer with that trace id. Check the id, unless the "
+    "answer is old or another host gave it."
+)
 _KEPT_PAGES: Final = (b"/v1/responses/", b"/v1/conversations")
 _feedback: Final = msgspec.json.Decoder(Feedback)
 
@@ -143,8 +147,11 @@ class Pages:
         except Unavailable as error:
             raise Refusal(503, f"The feedback was not kept: {error.message}", "not_recordable") from None
         self._gateway.metrics.event("feedback")
-        body = msgspec.json.encode({"score_id": score.score_id, "trace_id": score.trace_id})
-        front.answer(200, body, headers=self._gateway.origin_header(request))
+        told = {"score_id": score.score_id, "trace_id": score.trace_id, "trace": "known"}
+        if not self._gateway.journal.knows(key.tenant, score.trace_id):
+            self._gateway.metrics.event("feedback_unknown_trace")
+            told |= {"trace": "unknown", "message": _UNKNOWN_TRACE}
+        front.answer(200, msgspec.json.encode(told), headers=self._gateway.origin_header(request))
 
     def _health(self, front: Front, _: Request) -> None:
         table = self._gateway.snapshots.table

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from tidemill.gateway.known_traces import KnownTraces
 from tidemill.kernel import UserError
 from tidemill.telemetry.records import Capture, Content, Intent, Score, Span
 from tidemill.telemetry.segments import SegmentWriter
@@ -83,10 +84,20 @@ class Journal:
         project: whose records.
         tenant: the worker's own tenant.
         capture: what is kept of content; ``set_capture`` changes it when a snapshot says so.
+        known: takes a note of every trace whose span is written.
     """
 
-    def __init__(self, folder: Path, *, project: str, tenant: str, capture: Capture = "masked") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        project: str,
+        tenant: str,
+        capture: Capture = "masked",
+        known: KnownTraces | None = None,
+    ) -> None:
         self.lost = 0
+        self._known = known
         self._folder = folder
         self._project = project
         self._tenant = tenant
@@ -124,6 +135,8 @@ class Journal:
         waiting, self._waiting = self._waiting, []
         unwritten: set[int] = set()
         for tenant, entries in pending.items():
+            if self._known is not None:
+                self._known.remember(tenant, [entry[0].trace_id for entry in entries if type(entry) is tuple])
             if not self._write(tenant, entries):
                 # Perhaps only one of them cannot be written, and the others must not suffer for it.
                 unwritten.update(id(entry) for entry in entries if not self._write(tenant, [entry]))
@@ -133,6 +146,10 @@ class Journal:
                 then(not unwritten or id(entry) not in unwritten)
             except Exception:  # noqa: BLE001 - a fault in one call must not strand the others of the same turn
                 _log.exception("a call could not be continued")
+
+    def knows(self, tenant: str, trace_id: str) -> bool:
+        """Whether the workers of this host remember a trace of a tenant; see ``KnownTraces``."""
+        return self._known is not None and self._known.knows(tenant, trace_id)
 
     def score(self, score: Score) -> None:
         """Write a score.

@@ -19,6 +19,7 @@ from tidemill.gateway.app import Access, Gateway
 from tidemill.gateway.backing import ConversationDesk, KeptAnswers, open_limiter
 from tidemill.gateway.backing_options import BackingOptions
 from tidemill.gateway.front import Front
+from tidemill.gateway.known_traces import KnownTraces
 from tidemill.gateway.limits import Limits
 from tidemill.gateway.metrics import Metrics
 from tidemill.gateway.sessions import SessionTable
@@ -298,10 +299,11 @@ def _open_gateway(options: WorkerOptions, resolve_secret: SecretResolver, *, loo
         options.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sessions = SessionTable(options.state_folder / "sessions.tbl")
         user_hash_key = _shared_key(options.state_folder / "user-hash.key")
+        known = KnownTraces(options.state_folder / "traces.tbl")
     except OSError as error:
         raise Unavailable(f"{options.state_folder} cannot be written: {error.strerror}") from error
     folder = options.segments_folder / name
-    journal = Journal(folder, project=options.project, tenant=options.tenant, capture=options.capture)
+    journal = Journal(folder, project=options.project, tenant=options.tenant, capture=options.capture, known=known)
 
     def taken(snapshot: RoutingSnapshot) -> None:
         if snapshot.capture in {"masked", "hashed", "none"}:
