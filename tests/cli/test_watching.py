@@ -76,7 +76,7 @@ def running_server(shop: Shop, port: int) -> Iterator[None]:
 def test_nothing_there_is_said_with_what_to_do(shop: Shop) -> None:
     assert "no trace yet" in shop.ok("trace", "list")
     assert "no trace yet" in shop.ok("trace", "summary")
-    assert "tidemill trace list" in shop.refused("trace", "show", "0" * 32)
+    assert "tidemill trace list" in shop.refused("trace", "show", "1" * 32)
     assert "No monitor has raised" in shop.ok("monitor", "alarms")
     assert "not running" in shop.ok("monitor", "list")
 
@@ -130,7 +130,7 @@ def test_traces_come_from_the_control_plane_while_it_runs(shop: Shop) -> None:
         assert shop.json("trace", "show", trace_id)["scores"][0]["name"] == "feedback"
         assert [one["requests"] for one in shop.json("trace", "summary", "--by", "release")] == [1]
         assert shop.json("lineage", trace_id)["kind"] == "trace"
-        assert "no trace" in shop.refused("trace", "show", "0" * 32)
+        assert "no trace" in shop.refused("trace", "show", "1" * 32)
         limit_s = time.monotonic() + 30
         while not (states := shop.json("monitor", "list")):
             assert time.monotonic() < limit_s

@@ -140,10 +140,11 @@ def test_shows_a_trace_with_its_scores_at_once(api: Api) -> None:
     assert span["duration_s"] == 0.0005
     assert span["content"]["output"] == "Because."
     assert [score["value"] for score in found["scores"]] == [1.0]
-    (row,) = api.get("/api/v1/traces?endpoint=desk&limit=10").json()
+    (row,) = api.get("/api/v1/traces?endpoint=desk&limit=10").json()["traces"]
     assert row["trace_id"] == trace_id
     assert row["content"] is None
-    assert problem(api.get("/api/v1/traces/" + "0" * 32))[0] == 404
+    assert problem(api.get("/api/v1/traces/" + "1" * 32))[0] == 404
+    assert problem(api.get("/api/v1/traces/" + "0" * 32))[0] == 400
     assert problem(api.get("/api/v1/traces?limit=0"))[0] == 422
     (group,) = api.get("/api/v1/summary?group_by=release&group_by=arm").json()
     assert (group["group"], group["requests"], group["errors"]) == ({"release": one.digest, "arm": "control"}, 1, 0)

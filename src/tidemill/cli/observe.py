@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidemill.cli.output import HERE, JsonOption, ProjectOption, print_json, print_table, project_at, say
-from tidemill.cli.views import find_version, moment
+from tidemill.cli.views import moment
 from tidemill.kernel import ArtifactKind
 
 if TYPE_CHECKING:
@@ -122,10 +122,11 @@ def list_traces(
     Example: tidemill trace list --endpoint helpdesk --status error
     """
     from tidemill.cli.traces import telemetry_of
+    from tidemill.loop.asking import ListQuestion
 
     with project_at(project) as opened, telemetry_of(opened) as telemetry:
-        digest = find_version(opened.ledger, release, ArtifactKind.RELEASE).digest if release is not None else None
-        found = telemetry.traces(endpoint=endpoint, release=digest, status=status, limit=limit)
+        asked = ListQuestion(endpoint=endpoint, release=release, status=status, limit=limit)
+        found = telemetry.traces(asked)["traces"]
         names = _release_names(opened.ledger, {one["release"] for one in found})
     if as_json:
         print_json(found)

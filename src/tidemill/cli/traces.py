@@ -1,29 +1,66 @@
-"""Telemetry for commands: asked of the running control plane, which owns the span store, else read from the store."""
+"""Where commands get telemetry from: the control plane while it runs, else the span store, which nobody then holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
-from tidemill.kernel import NotFound, SystemClock, UserError
+from tidemill.kernel import SystemClock, Unavailable, UserError
+from tidemill.loop.project import Project
 from tidemill.server.client import ControlClient
 
 if TYPE_CHECKING:
-    from tidemill.loop.project import Project
-    from tidemill.telemetry import SpanStore
+    from tidemill.loop.answering import Answers, ScoreBody
+    from tidemill.loop.asking import (
+        CompareQuestion,
+        FollowQuestion,
+        ListQuestion,
+        SeriesQuestion,
+        SessionsQuestion,
+        Which,
+    )
 
 
 class Telemetry(Protocol):
-    """What commands ask. Answers are what the REST API says, whoever gives them."""
+    """What commands ask. Answers are what the REST API says, whoever gives them; see ``loop.answering.Answers``."""
 
-    def traces(self, *, endpoint: str | None, release: str | None, status: str | None, limit: int) -> Any:
-        """Newest requests first."""
+    def traces(self, question: ListQuestion) -> Any:
+        """A page of requests, newest first."""
+        ...
+
+    def spans(self, question: FollowQuestion) -> Any:
+        """Spans in the order of storing."""
         ...
 
     def trace(self, trace_id: str) -> Any:
         """All spans and scores of a trace."""
+        ...
+
+    def scores(self, *, names: list[str] | None, after_seq: int = 0) -> Any:
+        """Scores in the order of storing."""
+        ...
+
+    def series(self, question: SeriesQuestion) -> Any:
+        """Measures over time and by group."""
+        ...
+
+    def sessions(self, question: SessionsQuestion) -> Any:
+        """Sessions, newest activity first."""
+        ...
+
+    def session(self, session_id: str) -> Any:
+        """One session with its requests."""
+        ...
+
+    def comparison(self, question: CompareQuestion) -> Any:
+        """Two releases side by side."""
+        ...
+
+    def score(self, body: ScoreBody) -> Any:
+        """Store a score."""
         ...
 
     def summary(self, group_by: list[str]) -> Any:
@@ -46,6 +83,7 @@ def telemetry_of(project: Project) -> Iterator[Telemetry]:
     if client is not None:
         yield _Running(client)
         return
+    from tidemill.loop.answering import Answers
     from tidemill.safety import mask_pii
     from tidemill.telemetry import Drainer, open_span_store
 
@@ -54,9 +92,22 @@ def telemetry_of(project: Project) -> Iterator[Telemetry]:
         drainer = Drainer(project.places.segments, store, mask=mask_pii, clock=SystemClock())
         while drainer.drain_once().more:
             pass
-        yield _Stored(project, store)
+        yield _Stored(Answers(project.ledger, store, now_ns=time.time_ns), mask_pii)
     finally:
         store.close()
+
+
+@contextmanager
+def running_telemetry_of(project: Project) -> Iterator[Telemetry]:
+    """The project's telemetry from its control plane.
+
+    Raises:
+        Unavailable: it does not run; holding the store while something is waited for would keep it from starting.
+    """
+    client = control_of(project)
+    if client is None:
+        raise Unavailable("Nothing runs that could be followed.", hint="Start the control plane: tidemill up")
+    yield _Running(client)
 
 
 def control_of(project: Project) -> ControlClient | None:
@@ -76,11 +127,39 @@ class _Running:
     def __init__(self, client: ControlClient) -> None:
         self._client = client
 
-    def traces(self, *, endpoint: str | None, release: str | None, status: str | None, limit: int) -> Any:
-        return self._client.get("/api/v1/traces", endpoint=endpoint, release=release, status=status, limit=limit)
+    def _ask(self, path: str, question: Which) -> Any:
+        from tidemill.loop.asking import parameters
+
+        return self._client.get(path, **parameters(question))
+
+    def traces(self, question: ListQuestion) -> Any:
+        return self._ask("/api/v1/traces", question)
+
+    def spans(self, question: FollowQuestion) -> Any:
+        return self._ask("/api/v1/spans", question)
 
     def trace(self, trace_id: str) -> Any:
-        return self._client.get(f"/api/v1/traces/{trace_id}")
+        from tidemill.kernel.trace_ids import parse_trace_id
+
+        return self._client.get(f"/api/v1/traces/{parse_trace_id(trace_id)}")
+
+    def scores(self, *, names: list[str] | None, after_seq: int = 0) -> Any:
+        return self._client.get("/api/v1/scores", name=names, after_seq=after_seq)
+
+    def series(self, question: SeriesQuestion) -> Any:
+        return self._ask("/api/v1/series", question)
+
+    def sessions(self, question: SessionsQuestion) -> Any:
+        return self._ask("/api/v1/sessions", question)
+
+    def session(self, session_id: str) -> Any:
+        return self._client.get_path(f"/api/v1/sessions/{quote(session_id, safe='')}")
+
+    def comparison(self, question: CompareQuestion) -> Any:
+        return self._ask("/api/v1/comparison", question)
+
+    def score(self, body: ScoreBody) -> Any:
+        return self._client.post("/api/v1/scores", body.model_dump(exclude_none=True))
 
     def summary(self, group_by: list[str]) -> Any:
         return self._client.get("/api/v1/summary", group_by=group_by)
@@ -92,48 +171,40 @@ class _Running:
 class _Stored:
     """Reads the store."""
 
-    def __init__(self, project: Project, store: SpanStore) -> None:
-        self._project = project
-        self._store = store
+    def __init__(self, answers: Answers, mask: Callable[[str], str]) -> None:
+        self._answers = answers
+        self._mask = mask
 
-    def traces(self, *, endpoint: str | None, release: str | None, status: str | None, limit: int) -> Any:
-        from tidemill.server.api import span_json
-        from tidemill.telemetry import SpanQuery
+    def traces(self, question: ListQuestion) -> Any:
+        return self._answers.traces(question)
 
-        query = SpanQuery(
-            endpoint=endpoint,
-            release=release,
-            status=status,
-            limit=limit,
-            newest_first=True,
-            roots_only=True,
-            with_references=False,
-        )
-        return [span_json(one) for one in self._store.spans(query)]
+    def spans(self, question: FollowQuestion) -> Any:
+        return self._answers.spans(question)
 
     def trace(self, trace_id: str) -> Any:
-        import msgspec
+        return self._answers.trace(trace_id)
 
-        from tidemill.server.api import span_json
-        from tidemill.telemetry import ScoreQuery
+    def scores(self, *, names: list[str] | None, after_seq: int = 0) -> Any:
+        return self._answers.scores(names=names, after_seq=after_seq)
 
-        spans = self._store.trace(trace_id)
-        if not spans:
-            raise NotFound(f"There is no trace '{trace_id}'.", hint="List the newest: tidemill trace list")
-        scores = self._store.scores(ScoreQuery(trace_ids=(trace_id,)))
-        return {
-            "trace_id": trace_id,
-            "spans": [span_json(one) for one in spans],
-            "scores": [msgspec.to_builtins(one.score) for one in scores],
-        }
+    def series(self, question: SeriesQuestion) -> Any:
+        return self._answers.series(question)
+
+    def sessions(self, question: SessionsQuestion) -> Any:
+        return self._answers.sessions(question)
+
+    def session(self, session_id: str) -> Any:
+        return self._answers.session(session_id)
+
+    def comparison(self, question: CompareQuestion) -> Any:
+        return self._answers.comparison(question)
+
+    def score(self, body: ScoreBody) -> Any:
+        return self._answers.score(body, self._mask)
 
     def summary(self, group_by: list[str]) -> Any:
-        from tidemill.telemetry import SummaryQuery
-
-        groups: Any = tuple(group_by)
-        return [asdict(row) for row in self._store.summary(SummaryQuery(group_by=groups))]
+        groups: Any = group_by
+        return self._answers.summary(groups)
 
     def lineage(self, ref: str) -> Any:
-        from tidemill.loop.following import follow
-
-        return follow(self._project.ledger, self._store, ref)
+        return self._answers.lineage(ref)

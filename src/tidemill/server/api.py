@@ -9,10 +9,9 @@ from __future__ import annotations
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-import msgspec
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,10 +19,9 @@ from starlette.exceptions import HTTPException
 
 from tidemill import __version__
 from tidemill.kernel import Conflict, NotFound, Unavailable, UserError, Verdict
-from tidemill.loop.following import follow
 from tidemill.releases import Rollout, RolloutEvent, apply_event, explain, list_rollouts, load_rollout
+from tidemill.server.api_telemetry import add_telemetry
 from tidemill.server.control import ControlPlane
-from tidemill.telemetry import ScoreQuery, SpanQuery, StoredSpan, SummaryQuery
 
 _STATUS: Final[dict[type[UserError], int]] = {NotFound: 404, Conflict: 409, Unavailable: 503}
 _LOCAL: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -51,7 +49,7 @@ def create_app(control: ControlPlane, *, token: str, lifespan: Any = None) -> Fa
     _guard(app, token)
     _add_status(app, control)
     _add_rollouts(app, control)
-    _add_telemetry(app, control)
+    add_telemetry(app, control)
     return app
 
 
@@ -120,55 +118,6 @@ def _add_rollouts(app: FastAPI, control: ControlPlane) -> None:
         return rollout_json(apply_event(ledger, one, event, Verdict(event.value, body.reason), body.actor))
 
 
-def _add_telemetry(app: FastAPI, control: ControlPlane) -> None:
-    store = control.store
-
-    @app.get("/api/v1/traces", summary="Newest requests")
-    def traces(
-        endpoint: str | None = None,
-        release: str | None = None,
-        status: str | None = None,
-        limit: int = Query(50, ge=1, le=1000),
-    ) -> list[dict[str, Any]]:
-        control.drain()
-        query = SpanQuery(
-            endpoint=endpoint,
-            release=release,
-            status=status,
-            limit=limit,
-            newest_first=True,
-            roots_only=True,
-            with_references=False,
-        )
-        return [span_json(one) for one in store.spans(query)]
-
-    @app.get("/api/v1/traces/{trace_id}", summary="All spans and scores of a trace")
-    def trace(trace_id: str) -> dict[str, Any]:
-        control.drain()
-        spans = store.trace(trace_id)
-        if not spans:
-            raise NotFound(f"There is no trace '{trace_id}'.", hint="List the newest: tidemill trace list")
-        scores = store.scores(ScoreQuery(trace_ids=(trace_id,)))
-        return {
-            "trace_id": trace_id,
-            "spans": [span_json(one) for one in spans],
-            "scores": [msgspec.to_builtins(one.score) for one in scores],
-        }
-
-    @app.get("/api/v1/summary", summary="Requests, errors, latency, tokens and cost by group")
-    def summary(
-        group_by: list[Literal["release", "arm", "endpoint", "minute", "request_model"]] = Query(default=[]),  # noqa: B008 - the library's way
-        since_ns: int | None = None,
-    ) -> list[dict[str, Any]]:
-        control.drain()
-        return [asdict(row) for row in store.summary(SummaryQuery(group_by=tuple(group_by), since_ns=since_ns))]
-
-    @app.get("/api/v1/lineage/{ref:path}", summary="What something came from and what came from it")
-    def lineage(ref: str) -> dict[str, Any]:
-        control.drain()
-        return follow(control.project.ledger, store, ref)
-
-
 def rollout_json(rollout: Rollout) -> dict[str, Any]:
     """A rollout as a plain JSON object."""
     return {
@@ -182,16 +131,6 @@ def rollout_json(rollout: Rollout) -> dict[str, Any]:
             {"at": one.at.isoformat(), "kind": one.kind, "actor": one.actor, **one.verdict.as_json()}
             for one in rollout.history
         ],
-    }
-
-
-def span_json(stored: StoredSpan) -> dict[str, Any]:
-    """A stored span as a plain JSON object."""
-    plain = msgspec.structs.asdict
-    return plain(stored.span) | {
-        "references": [plain(reference) for reference in stored.span.references],
-        "duration_s": stored.span.duration_s,
-        "content": plain(stored.content) if stored.content is not None else None,
     }
 
 
