@@ -1,4 +1,4 @@
-"""Workers that admit calls under limits and write what they did, for tests that kill them.
+"""Workers that admit calls and their further attempts under limits and write what they did, for tests that kill them.
 
 One process loads the libraries and forks a worker for each line ``start NAME`` on its standard input; it answers with
 the worker's process id. A worker runs until it is killed or gets SIGTERM. Run as a child by tests.
@@ -27,7 +27,7 @@ from tidemill.gateway.admission.limits import Limiter
 from tidemill.gateway.answers import Refusal
 from tidemill.kernel import Limit, Scope
 from tidemill.ledger.accounts import LeaseStore, open_lease_store
-from tidemill.ledger.accounts import sql_store as _loaded_too  # noqa: F401 - likewise
+from tidemill.ledger.accounts import sqlite_store as _loaded_too  # noqa: F401 - likewise
 from tidemill.telemetry import Intent, SegmentWriter, Span
 
 
@@ -68,10 +68,20 @@ async def work(task: dict[str, Any], name: str) -> None:
                 continue
             ids = {"trace_id": f"{chance.getrandbits(128):032x}", "span_id": f"{chance.getrandbits(64):016x}"}
             begun = time.time_ns()
-            attributes = dict(ticket.attributes)
-            writer.intent(Intent(**ids, started_at_ns=begun, attributes=attributes))
+            writer.intent(Intent(**ids, started_at_ns=begun, attributes=dict(ticket.attributes)))
             await asyncio.sleep(chance.uniform(0, 0.05))
             tokens = chance.randrange(1, given + made + 1)
+            while chance.random() < 0.3:  # it failed, or is slow: one more attempt, and both are charged
+                again: asyncio.Future[Any] = loop.create_future()
+                ticket.more(again.set_result, again.set_exception)
+                try:
+                    ticket = await again
+                except Refusal:
+                    break
+                writer.intent(Intent(**ids, started_at_ns=begun, attributes=dict(ticket.attributes)))
+                await asyncio.sleep(chance.uniform(0, 0.05))
+                tokens += chance.randrange(1, given + made + 1)
+            attributes = dict(ticket.attributes)
             ticket.settle(tokens=tokens, cost_usd=tokens * 1e-6)
             attributes.update(ticket.attributes)
             kind = {"project": task["project"], "tenant": "default", "name": "chat", "operation": "chat"}

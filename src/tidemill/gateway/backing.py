@@ -47,6 +47,9 @@ def open_limiter(services: BackingOptions, *, project: str, worker: str, folder:
         return None
     from tidemill.gateway.admission.desks import LimiterOptions
     from tidemill.gateway.admission.limits import Limiter
+    from tidemill.ledger.accounts import load_driver
+
+    load_driver(url)  # a snapshot may bring the first limit while requests are served
 
     def open_store(tenant: str) -> LeaseStore:
         from tidemill.ledger.accounts import open_lease_store

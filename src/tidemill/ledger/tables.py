@@ -25,8 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.sql.schema import SchemaItem
 
 from tidemill.ledger.columns import CanonicalJson, Moment
+from tidemill.ledger.version import NEWEST
 
-SCHEMA_VERSION: Final = "0003"
+SCHEMA_VERSION: Final = NEWEST
 
 metadata: Final = MetaData(
     naming_convention={

@@ -73,6 +73,34 @@ def test_a_worker_without_limits_loads_no_database() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_the_first_limit_finds_all_loaded_and_needs_no_sqlalchemy(tmp_path: Path) -> None:
+    """A snapshot may bring it while requests are served, and loading beside a busy loop stalls them."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    open_ledger(url, blobs="memory://", scope=SCOPE).close()
+    program = f"""
+import asyncio, sys
+from pathlib import Path
+from tests.gateway.admission.limiting import enter, limit, snapshot
+from tidemill.gateway.backing import open_limiter
+from tidemill.gateway.backing_options import BackingOptions
+
+async def main():
+    backing = BackingOptions(limits_url={url!r})
+    limiter = open_limiter(backing, project={SCOPE.project!r}, worker="gw-0", folder=Path({str(tmp_path / "gw-0")!r}))
+    limiter.follow(snapshot(epoch=1))
+    before = set(sys.modules)
+    limiter.follow(snapshot(limit(100), epoch=2))
+    (await enter(limiter)).settle(tokens=1, cost_usd=0.0)
+    print(sorted(set(sys.modules) - before), "sqlalchemy" in sys.modules)
+    limiter.close()
+
+asyncio.run(main())
+"""
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout == "[] False\n"
+
+
 def test_reserves_and_uses_are_on_the_records(tmp_path: Path, open_store: Opener) -> None:
     limits_ = (
         limit(1000),

@@ -25,6 +25,8 @@ _LEASE_BYTES: Final = 6
 _RATE_WEIGHT: Final = 0.3
 #: A refill in the background is not asked for again before so long after the store had none.
 _REFILL_PAUSE_S: Final = 0.2
+#: A lease is at most so many times the one before it, unless the average of some time wants more.
+_GROWTH: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,7 @@ class LeaseDesk:
         """The lease at hand runs low: ask for the next one before it is used up."""
         if now >= account.next_refill:
             account.next_refill = now + _REFILL_PAUSE_S
-            if self._ahead(account):
+            if self._ahead(account, now):
                 self.wish(account)
 
     def look_again(self, account: Account) -> None:
@@ -237,20 +239,28 @@ class LeaseDesk:
         account.foreseen = []
         if account.asked is not None or account.gone:
             return
+        ahead = self._ahead(account, errand.left_at)
         if account.waiting:
             account.retire()  # too small for the call that waits; its rest must not lack at the store
         promised = sum(needs)
         need = max(1, needs[0] if account.waiting else max(needs, default=0))
-        want = max(need, promised, self._ahead(account))
+        want = max(need, promised, ahead)
         lease_id = f"{account.limit.limit_id}.{secrets.token_hex(_LEASE_BYTES)}"
         account.asked = Ask(lease_id, account.limit, self._holder, need, want, promised, self.options.ttl_s)
         account.asks_sent += 1
         errand.asks.append(account.asked)
         errand.accounts.append(account)
 
-    def _ahead(self, account: Account) -> int:
-        """What is worth having beyond what calls wait for."""
-        return min(int(account.cap * self.options.share), int(account.rate * self.options.ahead_s))
+    def _ahead(self, account: Account, now: float) -> int:
+        """What is worth having beyond what calls wait for.
+
+        After a cold start the lease at hand tells how fast calls come, long before the average does; what it says is
+        trusted up to a multiple of what the lease was.
+        """
+        rate, lease = account.rate, account.lease
+        if lease is not None:
+            rate = max(rate, min(lease.pace(now), lease.granted * _GROWTH / self.options.ahead_s))
+        return min(int(account.cap * self.options.share), int(rate * self.options.ahead_s))
 
     def _report(self, account: Account, errand: Errand, *, looking: bool) -> None:
         now = errand.left_at
@@ -273,6 +283,7 @@ class LeaseDesk:
         lease.idle_said = max(0, grant.amount - ask.promised)
         account.retire()
         account.lease = lease
+        account.next_refill = 0.0
         account.shortage = None
         account.idle_s = 0.0
         if account.gone:

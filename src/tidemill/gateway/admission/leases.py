@@ -42,6 +42,7 @@ _UNIT_PLACE: Final = {LimitUnit.REQUESTS: 0, LimitUnit.TOKENS: 1, LimitUnit.USD:
 # A laptop that slept must find its leases run out; CLOCK_MONOTONIC stands still meanwhile.
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _REFILL_SHARE: Final = 0.4
+_SHORTEST_S: Final = 0.005
 
 seconds: Final = partial(time.clock_gettime, _CLOCK)
 """Seconds that never run backwards and go on while the machine sleeps."""
@@ -68,6 +69,7 @@ class Lease:
         "remaining",
         "renewed",
         "returned",
+        "since",
         "store_offset_s",
         "until",
         "used",
@@ -78,6 +80,7 @@ class Lease:
         self.head = charge_head(lease_id)
         self.granted = granted
         self.remaining = granted
+        self.since = seconds()
         self.until = until
         self.renewed = until
         self.store_offset_s = store_offset_s
@@ -96,6 +99,10 @@ class Lease:
             self.used += used
             if at_s > self.last_used_at_s:  # noqa: PLR1730 - max() costs thrice as much
                 self.last_used_at_s = at_s
+
+    def pace(self, now: float) -> float:
+        """Quanta a second that it was drawn on so far; what a cold start has instead of an average."""
+        return (self.granted - self.remaining) / max(now - self.since, _SHORTEST_S)
 
     def hand_back(self) -> None:
         """What no request holds goes back to the account, with the next report."""

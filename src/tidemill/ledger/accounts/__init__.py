@@ -15,7 +15,7 @@ from tidemill.ledger.accounts.charges import (
     charged_request,
     portions,
 )
-from tidemill.ledger.accounts.opening import open_lease_store
+from tidemill.ledger.accounts.opening import load_driver, open_lease_store
 from tidemill.ledger.accounts.values import (
     HOLDER_SUFFIX,
     UNLEASED,
@@ -49,6 +49,7 @@ __all__ = [
     "account_of",
     "charge_head",
     "charged_request",
+    "load_driver",
     "open_lease_store",
     "portions",
     "quanta",

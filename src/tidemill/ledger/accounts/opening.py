@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import import_module
 from typing import Final
 
 from tidemill.kernel import Clock, Scope
@@ -29,6 +31,30 @@ def open_lease_store(url: str, scope: Scope, *, clock: Clock | None = None) -> L
         from tidemill.ledger.accounts.redis_store import RedisLeaseStore
 
         return RedisLeaseStore(url, scope, clock)
-    from tidemill.ledger.accounts.sql_store import SqlLeaseStore
+    if _backend(url) == "postgresql":
+        from tidemill.ledger.accounts.postgres_store import PostgresLeaseStore
 
-    return SqlLeaseStore(url, scope, clock)
+        return PostgresLeaseStore(url, scope, clock)
+    from tidemill.ledger.accounts.sqlite_store import SqliteLeaseStore
+
+    return SqliteLeaseStore(url, scope, clock)
+
+
+def load_driver(url: str) -> None:
+    """Load what ``open_lease_store`` will need for a URL, and open nothing.
+
+    For a worker that serves nobody yet: loaded later, beside a busy event loop, a driver takes seconds and stalls
+    whoever is being served. One that is not installed is reported when the store is opened.
+    """
+    kind, driver = "sqlite", "sqlite3"
+    if url.startswith(_REDIS_SCHEMES):
+        kind, driver = "redis", "redis"
+    elif _backend(url) == "postgresql":
+        kind, driver = "postgres", "psycopg"
+    with suppress(ModuleNotFoundError):
+        import_module(driver)
+        import_module(f"tidemill.ledger.accounts.{kind}_store")
+
+
+def _backend(url: str) -> str:
+    return url.partition(":")[0].partition("+")[0]
