@@ -33,7 +33,11 @@ Clients talk to the gateway, at `gateway.host:gateway.port` (127.0.0.1:8410), wi
 | path | |
 |---|---|
 | `POST /v1/chat/completions` | as OpenAI's; `model` is an endpoint; streaming too |
-| `POST /v1/completions`, `POST /v1/embeddings` | passed to the endpoint's upstream |
+| `POST /v1/responses` | as OpenAI's, with `previous_response_id` and `conversation`; [what is kept](../explanation/conversations.md) |
+| `/v1/responses/{id}`, `/v1/conversations` and below | what was kept: read, add, delete |
+| `POST /v1/completions`, `/v1/embeddings`, `/v1/moderations`, `/v1/audio/transcriptions`, `/v1/audio/speech` | as OpenAI's |
+| `POST /v1/messages` | as Anthropic's; the key may come as `x-api-key` |
+| `POST /v1/messages/count_tokens` | the provider's count where the release's targets are all Anthropic's; else an estimate, which `"tidemill": {"estimated": true}` marks |
 | `GET /v1/models`, `GET /v1/models/{endpoint}` | the endpoints |
 | `POST /v1/feedback` | a score on an answer |
 | `GET /health` | 200 when there is a valid routing snapshot, else 503 with the reason; no key |
@@ -45,7 +49,12 @@ the last chunk of a stream: `{"passages": [{"passage_id", "document_id", "source
 "citations": [source], "release": digest}`.
 
 Feedback is `{"trace_id": …, "name": "feedback", "value": 1, "label": …, "comment": …, "correction": …}`, all but
-`trace_id` optional, with at least one of the last four.
+`trace_id` optional, with at least one of the last four; `span_id` names one answer of a trace. It is kept before it is
+acknowledged: `{"score_id", "trace_id", "trace"}`. `trace` is `known` if the workers of this host answered that trace for
+this tenant; they remember about the last 100,000, whichever of them answered. It is `unknown`, with a `message`, for a
+mistaken id, and as well for an old answer or another host's, so such feedback is kept all the same, and counted as
+`feedback_unknown_trace` in the metrics. Whether a trace exists for good is the span store's to say, once both are
+drained: `tidemill trace show ID`. Another tenant's trace is `unknown` like any other.
 """
 
 _TELEMETRY = """\

@@ -41,6 +41,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str, str]]] = {
         "Rollouts: start, list, show, explain, promote, roll-back, hold, resume, cancel, override.",
         "Deploy",
     ),
+    "router": ("router", "app", "Routers of releases: show, train.", "Deploy"),
     "keys": ("keys", "app", "API keys of the gateway: issue, rotate, list, revoke.", "Deploy"),
     "limits": ("limits", "limits", "Show what is spent of each rate limit and budget.", "Deploy"),
     "monitor": ("observe", "monitor_app", "Monitors and their alarms.", "Watch"),

@@ -12,9 +12,11 @@ test", 2021). Without enough data everything goes to the large model.
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.evidence import Interval, mean_interval
@@ -82,6 +84,46 @@ def scored_pairs(
         request = ScoredRequest(call, small_score, large_score, small_usd=costs[0], large_usd=costs[1])
         found.append((min(stored.span.started_at_ns for stored in pair.values()), request))
     return [request for _, request in sorted(found, key=lambda one: one[0])]
+
+
+def read_scored(path: Path) -> list[ScoredRequest]:
+    """Scored requests out of a file of JSON lines.
+
+    A line is an object with ``input`` (the text that was asked) or ``messages`` (a chat's), ``small`` and ``large``
+    (scores in [0, 1]) and, if known, ``small_usd`` and ``large_usd``.
+
+    Raises:
+        InvalidInput: a line is something else, or the file cannot be read; the message names it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(_scored(json.loads(line)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidInput(
+                f"{path}, line {number} is no scored request: {error!r}",
+                hint='A line is {"input": "…", "small": 0.5, "large": 1.0, "small_usd": 0.0001, "large_usd": 0.002}',
+            ) from None
+    return found
+
+
+def _scored(line: Mapping[str, Any]) -> ScoredRequest:
+    messages = line["messages"] if "messages" in line else [{"role": "user", "content": str(line["input"])}]
+    if not isinstance(messages, list):
+        raise TypeError("'messages' is no list")
+    return ScoredRequest(
+        RoutingCall(messages=json.dumps(messages).encode()),
+        float(line["small"]),
+        float(line["large"]),
+        float(line.get("small_usd", 0.0)),
+        float(line.get("large_usd", 0.0)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def score_of(weights: Sequence[float], values: Sequence[float]) -> float:
     if len(weights) != len(values) + 1:
         raise InvalidInput(
             f"learned choice has {len(weights)} weights and needs {len(values) + 1}: {', '.join(FEATURES)}, intercept. "
-            "Learn them with tidemill.loop.router_training"
+            "Learn them: tidemill router train"
         )
     logit = weights[-1] + sum(weight * value for weight, value in zip(weights, values, strict=False))
     return 1 / (1 + math.exp(-max(-500.0, min(500.0, logit))))
