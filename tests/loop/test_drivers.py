@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tidemill.kernel.settings import RolloutSettings, parse_settings
 from tidemill.ledger import ArtifactVersion, Ledger, Row, open_ledger
 from tidemill.loop import rollouts as driving
 from tidemill.loop.apply import apply
+from tidemill.loop.feed import SpanFeed
 from tidemill.loop.monitors import ALARM, MonitorDriver, monitor_of
 from tidemill.loop.rollouts import RolloutDriver, rollout_policy
 from tidemill.loop.shadows import ShadowPairs
@@ -266,7 +268,7 @@ def test_a_failed_shadow_scores_nothing_and_a_cut_one_does_not_count(world: Worl
 def monitored(world: World, objective: float = 0.9) -> MonitorDriver:
     monitor = {"endpoint": "e", "signal": "errors", "objective": objective}
     apply(parse_settings({"project": "p", "monitors": {"errors": monitor}}), world.ledger, actor="me")
-    return MonitorDriver(world.ledger, world.store)
+    return MonitorDriver(world.ledger, SpanFeed(world.store))
 
 
 def requests(world: World, count: int, *, status: str = "ok", arm: str = "control") -> None:
@@ -286,12 +288,33 @@ def test_an_alarm_is_raised_once_also_after_a_restart(world: World) -> None:
     assert driver.tick() == []
     (state,) = driver.states()
     assert (state["requests"], state["bad"], state["alarms"]) == (300, 100, 1)
-    again = MonitorDriver(world.ledger, world.store)
+    again = MonitorDriver(world.ledger, SpanFeed(world.store))
     assert again.tick() == []
     assert again.states() == driver.states()
     (decision,) = world.ledger.decisions.list(kind=ALARM)
     assert (decision.subject, decision.actor) == ("monitor/errors", "monitor")
     assert decision.verdict.evidence["at"] == alarms[0].at.isoformat()
+
+
+def test_a_kept_state_reads_on_where_it_stood(world: World) -> None:
+    driver = monitored(world)
+    requests(world, 100)
+    driver.tick()
+    kept = json.loads(json.dumps(driver.kept()))
+    read: list[int] = []
+
+    class Counting(SpanFeed):
+        def after(self, seq: int) -> Iterator[Sequence[StoredSpan]]:
+            for batch in super().after(seq):
+                read.append(len(batch))
+                yield batch
+
+    requests(world, 7, status="error")
+    again = MonitorDriver(world.ledger, Counting(world.store), kept)
+    again.tick()
+    driver.tick()
+    assert again.states() == driver.states()
+    assert read == [7]
 
 
 def test_copies_and_clients_that_left_count_for_nobody(world: World) -> None:

@@ -7,6 +7,7 @@ hold for every sample size.
 """
 
 from tidemill.evidence.betting import LAMBDAS, BlockBetting, EProcess, average_e, merge
+from tidemill.evidence.burn import ODDS_MULTIPLES, BurnDetector
 from tidemill.evidence.detector import RateDetector
 from tidemill.evidence.intervals import Interval, confidence_sequence, mean_interval, wilson_interval
 from tidemill.evidence.paired import (
@@ -21,7 +22,9 @@ from tidemill.evidence.ratio import RatioGuard
 
 __all__ = [
     "LAMBDAS",
+    "ODDS_MULTIPLES",
     "BlockBetting",
+    "BurnDetector",
     "EProcess",
     "Interval",
     "RateDetector",

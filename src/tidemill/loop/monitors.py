@@ -1,20 +1,22 @@
 """Drives monitors: shows each the requests of its endpoint, in the order they were stored, and records alarms.
 
-State is what replaying the span store gives, so it is rebuilt after a restart; an alarm found again by a replay is
-recognised by its monitor and time and is not recorded twice.
+State can be replayed from the span store; it is kept nevertheless, with the place it has reached, so that a restart
+reads on. An alarm found again by a replay is recognised by its monitor and time and is not recorded twice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.kernel import ArtifactKind, Verdict
 from tidemill.loop.apply import applied
+from tidemill.loop.feed import SpanFeed, is_request
 from tidemill.loop.sessions import LIVE_ARMS
-from tidemill.monitoring import Alarm, Monitor, MonitorState, Sample, evaluate, initial_state
-from tidemill.telemetry import FAILED_STATUSES, SpanQuery, SpanStore
+from tidemill.monitoring import Alarm, BurnState, Monitor, Sample, evaluate, initial_state
+from tidemill.telemetry import FAILED_STATUSES, StoredSpan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,13 +25,12 @@ if TYPE_CHECKING:
 
 ACTOR: Final = "monitor"
 ALARM: Final = "monitor.alarm"
-_BATCH: Final = 5000
 
 
 @dataclass(slots=True)
 class _Watched:
     monitor: Monitor
-    state: MonitorState
+    state: BurnState
     span_seq: int = 0
     known: set[str] = field(default_factory=set)
 
@@ -47,11 +48,18 @@ def monitor_of(name: str, content: Mapping[str, Any]) -> Monitor:
 
 
 class MonitorDriver:
-    """Evaluates the applied monitors, one look at a time."""
+    """Evaluates the applied monitors, one look at a time.
 
-    def __init__(self, ledger: Ledger, store: SpanStore) -> None:
+    Args:
+        ledger: what is applied, and where alarms are recorded.
+        feed: the stored spans.
+        kept: what ``kept`` gave before a restart.
+    """
+
+    def __init__(self, ledger: Ledger, feed: SpanFeed, kept: Mapping[str, Any] | None = None) -> None:
         self._ledger = ledger
-        self._store = store
+        self._feed = feed
+        self._kept = dict(kept or {})
         self._watched: dict[str, _Watched] = {}
 
     def tick(self) -> list[Alarm]:
@@ -64,7 +72,7 @@ class MonitorDriver:
             monitor = monitor_of(name, version.content)
             watched = self._watched.get(name)
             if watched is None or watched.monitor != monitor:
-                watched = self._watched[name] = _Watched(monitor, initial_state(monitor), known=self._known(name))
+                watched = self._watched[name] = self._begin(monitor)
             found += self._look(watched)
         return found
 
@@ -74,37 +82,35 @@ class MonitorDriver:
             {
                 "monitor": watched.monitor.as_json(),
                 "firing": watched.state.firing,
-                "fired_at": watched.state.fired_at,
-                "requests": watched.state.samples,
+                "fired_at": _moment(watched.state.fired_at_s),
+                "requests": watched.state.events,
                 "bad": watched.state.bad,
                 "alarms": watched.state.alarms,
             }
             for watched in list(self._watched.values())
         ]
 
+    def kept(self) -> dict[str, Any]:
+        """The states by monitor, as JSON, with the place each has reached."""
+        return {
+            name: {"monitor": one.monitor.as_json(), "span_seq": one.span_seq, "state": one.state.as_json()}
+            for name, one in list(self._watched.items())
+        }
+
+    def _begin(self, monitor: Monitor) -> _Watched:
+        known = self._known(monitor.name)
+        kept = self._kept.pop(monitor.name, None)
+        if kept is None or kept["monitor"] != monitor.as_json():
+            return _Watched(monitor, initial_state(monitor), known=known)
+        return _Watched(monitor, BurnState.from_json(kept["state"]), int(kept["span_seq"]), known)
+
     def _look(self, watched: _Watched) -> list[Alarm]:
         found: list[Alarm] = []
-        while True:
-            query = SpanQuery(
-                endpoint=watched.monitor.endpoint,
-                after_seq=watched.span_seq,
-                limit=_BATCH,
-                roots_only=True,
-                with_references=False,
-            )
-            stored = self._store.spans(query)
-            if not stored:
-                return found
+        for stored in self._feed.after(watched.span_seq):
+            watched.state, alarms = evaluate(watched.monitor, watched.state, _samples(watched.monitor, stored))
             watched.span_seq = stored[-1].ingest_seq
-            for one in stored:
-                span = one.span
-                if span.arm not in LIVE_ARMS or span.status == "cancelled":
-                    continue
-                at = datetime.fromtimestamp(span.ended_at_ns / 1e9, UTC)
-                sample = Sample(at, span.status not in FAILED_STATUSES, span.duration_s)
-                watched.state, alarm = evaluate(watched.monitor, watched.state, [sample])
-                if alarm is not None and self._record(watched, alarm):
-                    found.append(alarm)
+            found += [alarm for alarm in alarms if self._record(watched, alarm)]
+        return found
 
     def _record(self, watched: _Watched, alarm: Alarm) -> bool:
         moment = alarm.at.isoformat()
@@ -119,3 +125,18 @@ class MonitorDriver:
     def _known(self, name: str) -> set[str]:
         decisions = self._ledger.decisions.list(subject=f"monitor/{name}", kind=ALARM)
         return {str(decision.verdict.evidence["at"]) for decision in decisions}
+
+
+def _samples(monitor: Monitor, stored: Sequence[StoredSpan]) -> list[Sample]:
+    return [
+        Sample(_moment(span.ended_at_ns / 1e9), span.status not in FAILED_STATUSES, span.duration_s)
+        for span in (one.span for one in stored)
+        if span.arm in LIVE_ARMS
+        and span.status != "cancelled"
+        and (monitor.endpoint is None or span.endpoint == monitor.endpoint)
+        and is_request(span)
+    ]
+
+
+def _moment(at_s: float | None) -> Any:
+    return None if at_s is None else datetime.fromtimestamp(at_s, UTC)
