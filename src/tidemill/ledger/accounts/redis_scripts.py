@@ -159,7 +159,7 @@ while i <= #ARGV do
         call('HINCRBY', key, 'settled', text(used))
         if v[2] then
           if tonumber(v[2]) - counted <= 0 then forget(lease, account)
-          else call('HINCRBY', key, 'owed', text(-counted)) end
+          else call('HINCRBY', key, 'owed', text(0 - counted)) end
         end
         if used > counted then
           spend(account, bucket_end(at, tonumber(v[1])), tonumber(v[1]), used - counted)
