@@ -69,6 +69,7 @@ class Plant:
             request = charged_request(span.span_id, span.attributes)
             if request is not None:
                 self.owed.setdefault(request.request_id, request)
+                assert all(one.owed <= one.reserved for one in request.charges), request
         self.settlement.settle(spans)
 
     def turn(self) -> None:
