@@ -23,6 +23,7 @@ from tidemill.gateway.payloads import Asked, asked_by_form, read_request
 from tidemill.gateway.sessions import Session, SessionTable
 from tidemill.gateway.shadows import ShadowQueue
 from tidemill.gateway.snapshots import Junction, RoutingTable, SnapshotFile
+from tidemill.gateway.straight import Course, course_of
 from tidemill.gateway.tracing import IdSource, Journal
 from tidemill.kernel import ApiKey, key_digest
 
@@ -121,6 +122,11 @@ class Gateway:
 
     def handle(self, front: Front, request: Request) -> None:
         """Answer a request, or start the exchange that will."""
+        known = request.known
+        if known is not None:
+            course = known.memory
+            if course is not None and self._follow(front, request, course):
+                return
         operation = OPERATIONS.get(request.target)
         spoken = PIVOT
         try:
@@ -137,6 +143,23 @@ class Gateway:
                 self._pages.serve(front, request)
         except Refusal as refusal:
             self.refuse(front, request, refusal, spoken.dialect)
+
+    def _follow(self, front: Front, request: Request, course: Course) -> bool:
+        """Start an exchange that is like those before it on its connection. Returns whether it is."""
+        if course.table is not self.snapshots.table or time_ns() >= course.until_ns:
+            return False
+        body = request.body
+        try:
+            asked = read_request(body)
+        except Refusal as refusal:
+            self.refuse(front, request, refusal)
+            return True
+        if asked.model != course.model:
+            return False
+        exchange = Exchange(self, front, request, asked, body, course.key, course.junction, course.operation)
+        exchange.course = course
+        exchange.start()
+        return True
 
     def _spoken(self, path: bytes, request: Request) -> Spoken:
         """What the client of a path speaks. Most workers never load any of it."""
@@ -268,6 +291,8 @@ class Gateway:
             self.metrics.event("tokens_estimated")
             front.answer(200, estimate(body), headers=self.origin_header(request))
             return
+        if request.known is not None and dialect is None:
+            request.known.memory = course_of(table, key, operation, asked.model, junction, request)
         Exchange(self, front, request, asked, body, key, junction, operation).start(dialect, conversation)
 
     def _counts(self, front: Client, request: Request, asked: Asked, key: ApiKey, junction: Junction) -> bool:

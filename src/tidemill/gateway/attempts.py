@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from tidemill.gateway.answers import error_body
-from tidemill.gateway.failures import Cause, Failed, event_failure, reading, retry_facts
+from tidemill.gateway.failures import Cause, Failed, event_failure, malformed, reading, retry_facts, unsupported
 from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Heard, hear_body
 from tidemill.gateway.routing import Attempt as HealthAttempt
@@ -33,7 +33,7 @@ from tidemill.gateway.streams import (
 )
 from tidemill.gateway.upstream import AnswerHead, Failure, UpstreamConnection, UpstreamPool, Waits
 from tidemill.kernel import UserError
-from tidemill.models.providers import StreamTranslator, UnsupportedField
+from tidemill.models.providers import StreamTranslator
 
 if TYPE_CHECKING:
     from tidemill.gateway.snapshots import Lane
@@ -186,6 +186,19 @@ class Attempt:
             self._connecting = self._pool.connect(self.lane.address, self, self._waits)
         else:
             self._send(connection)
+
+    def take_over(self, connection: UpstreamConnection | None, asked_ns: int) -> None:
+        """Go on with a call that was sent already, see ``straight``.
+
+        Args:
+            connection: that it was sent over; ``None`` once that has brought the whole answer.
+            asked_ns: when.
+        """
+        self.asked = True
+        self.started_ns = asked_ns
+        self._connection = connection
+        if connection is not None:
+            self._first_token_at = connection.deadline
 
     def give_up(self) -> None:
         """Nobody wants the answer any more: stop the upstream, for its tokens cost."""
@@ -480,18 +493,6 @@ class Attempt:
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-
-
-def malformed(detail: str, head_status: int, cause: Cause = Cause.MALFORMED) -> Failed:
-    """An answer that is not what its format allows."""
-    return Failed(cause, 502, f"upstream_{cause}", detail, head_status=head_status or None)
-
-
-def unsupported(error: UserError) -> Failed:
-    """A request that the target's provider cannot serve."""
-    field = error.field if isinstance(error, UnsupportedField) else None
-    body = error_body(400, str(error), "unsupported_field" if field else "unsupported", field)
-    return Failed(Cause.UNSUPPORTED, 400, "unsupported", str(error), body)
 
 
 def _event_trouble(found: Trouble, head_status: int) -> Failed:

@@ -13,15 +13,16 @@ from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Final
 
 from tidemill.gateway.answers import Refusal, error_body, status_line
-from tidemill.gateway.attempts import Attempt, Forward, malformed
+from tidemill.gateway.attempts import Attempt, Forward
 from tidemill.gateway.delivery import Client, Passing, head_of
-from tidemill.gateway.failures import Cause, Failed
+from tidemill.gateway.failures import Cause, Failed, malformed
 from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Asked, Heard, hear_body
 from tidemill.gateway.preparing import Preparation
 from tidemill.gateway.recording import Capture, nothing
-from tidemill.gateway.replying import EVENT_STREAM, Replying
+from tidemill.gateway.replying import EVENT_STREAM
 from tidemill.gateway.snapshots import Junction
+from tidemill.gateway.straight import Straight
 from tidemill.gateway.streams import without_usage
 from tidemill.kernel import ApiKey, UserError
 
@@ -40,7 +41,7 @@ _BROKE_OFF: Final = error_body(502, "The answer broke off upstream.", "upstream_
 _JSON: Final = b"application/json"
 
 
-class Exchange(Replying):
+class Exchange(Straight):
     """A request being answered by upstreams. A ``Call`` for the front, a ``Caller`` for its attempts.
 
     Args:
@@ -51,6 +52,9 @@ class Exchange(Replying):
         key: who asks.
         junction: where the endpoint leads.
         operation: what is asked.
+
+    Attributes:
+        course: what is known of it already, if it comes over a connection that sent others like it.
     """
 
     __slots__ = ("_ending", "_preparation", "_task", "_whole")
@@ -87,10 +91,9 @@ class Exchange(Replying):
         self._branch = branch = junction.by_release.get(session.release, junction.control)
         self.lane = branch.lanes[0]
         self._attributes = {}
-        self._attempt = None
-        self._hedge = None
-        self._timer = None
-        self._plan = None
+        self.course = self._connection = None
+        self._attempt = self._hedge = None
+        self._timer = self._plan = None
         self._place = 0
         self._made = 0
         self._timed = False
@@ -195,8 +198,7 @@ class Exchange(Replying):
             self._give_up(malformed(str(error), self._status))
             return
         self._record("ok", None, self._deliver_whole, heard)
-        if self.cache_key is not None:
-            self._keep_answer(self.cache_key, body, heard, streamed=False)
+        self._keep_whole(body, heard)
 
     async def _keep_turn(self, conversation: ResponsesDialect, body: bytes, heard: Heard) -> None:
         try:
@@ -207,6 +209,10 @@ class Exchange(Replying):
         self._task = None
         if not self._over:
             self._record("ok", None, lambda _: self._answer(200, kept), heard)
+
+    def _keep_whole(self, body: bytes, heard: Heard) -> None:
+        if self.cache_key is not None:
+            self._keep_answer(self.cache_key, body, heard, streamed=False)
 
     def _keep_answer(self, key: CacheKey, body: bytes, heard: Heard, *, streamed: bool) -> None:
         """Keep the answer for the next who asks the same."""

@@ -17,6 +17,8 @@ import msgspec
 
 from tidemill.gateway.answers import error_body
 from tidemill.gateway.routing import FAILURE, Again, AttemptResult, Reading, reading_of, retry_after_of
+from tidemill.kernel import UserError
+from tidemill.models.providers import UnsupportedField
 
 
 class Cause(StrEnum):
@@ -57,6 +59,18 @@ class Failed(NamedTuple):
     retry_after_s: float | None = None
     should_retry: bool | None = None
     head_status: int | None = None
+
+
+def malformed(detail: str, head_status: int, cause: Cause = Cause.MALFORMED) -> Failed:
+    """An answer that is not what its format allows."""
+    return Failed(cause, 502, f"upstream_{cause}", detail, head_status=head_status or None)
+
+
+def unsupported(error: UserError) -> Failed:
+    """A request that the target's provider cannot serve."""
+    field = error.field if isinstance(error, UnsupportedField) else None
+    body = error_body(400, str(error), "unsupported_field" if field else "unsupported", field)
+    return Failed(Cause.UNSUPPORTED, 400, "unsupported", str(error), body)
 
 
 _READINGS: Final[Mapping[Cause, Reading]] = MappingProxyType(

@@ -191,6 +191,10 @@ class Front(asyncio.Protocol):
         reader = self._reader
         if self._ending or reader.refusal is not None:
             return
+        request = reader.again(data)
+        if request is not None:
+            self._start(request)
+            return
         stage = reader.stage
         reader.feed(data)
         if reader.ready and self._start(reader.ready.popleft()):

@@ -1,12 +1,11 @@
-"""HTTP/1.1 messages out of bytes: requests of clients, answers of upstreams. No IO, no clock, any split of the bytes.
+"""HTTP/1.1 requests out of bytes. No IO, no clock, any split of the bytes. Answers: ``answer_reading``.
 
 httptools (llhttp with its leniencies off) parses; what a parser does not decide is decided here: sizes, and which
 framing is taken at all (RFC 9112, section 6). llhttp itself refuses Content-Length beside Transfer-Encoding, repeated
 or malformed lengths, folded headers, bare line feeds, spaces before colons and a final coding other than chunked.
 
 Known leniencies, harmless because a request line is never passed on: several spaces in it, empty lines before it, and
-``RTSP`` or ``ICE`` in the place of ``HTTP``. In an answer the last two likewise; and chunks under HTTP/1.0 are read,
-but the connection ends.
+``RTSP`` or ``ICE`` in the place of ``HTTP``.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any, Final, NoReturn
 import httptools
 
 from tidemill.gateway.answers import Refusal
+from tidemill.gateway.known_heads import KnownHead, known_head
 from tidemill.gateway.limits import Limits
 
 _KEPT: Final = {
@@ -82,6 +82,8 @@ class Request:
     expect: bytes | None = None
     connection: bytes | None = None
     cache_control: bytes | None = None
+    known: KnownHead | None = None
+    """What took it past the parser, or will take the next one like it."""
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of a name (given in lower case), without the blanks around it; ``None`` without one."""
@@ -130,8 +132,8 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_body_bytes", "_bulk", "_head_bytes", "_headers", "_limits", "_parser", "_parts", "_request", "_resumed",
-        "invite", "ready", "refusal", "stage",
+        "_body_bytes", "_bulk", "_head_bytes", "_headers", "_known", "_limits", "_parser", "_parts", "_request",
+        "_resumed", "invite", "ready", "refusal", "stage",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -147,12 +149,21 @@ class RequestReader:
         self._bulk: bytearray | None = None
         self._body_bytes = 0
         self._head_bytes = 0  # raw bytes read while the head is incomplete: bounds a header that never ends
+        self._known: KnownHead | None = None
         self._parser: Any = httptools.HttpRequestParser(self)
+
+    def again(self, data: bytes) -> Request | None:
+        """The request that ``data`` is, if it is one whole request with the head of one before; else ``feed`` it."""
+        known = self._known
+        if known is None or self.stage != IDLE or self.ready or self.refusal is not None:
+            return None
+        return known.take(data)
 
     def feed(self, data: bytes) -> None:
         """Read on. Nothing is read after a refusal."""
         if self.refusal is not None or self._parser is None:
             return
+        anew, parser = self.stage == IDLE and not self.ready, self._parser
         if self.stage != BODY:
             self._head_bytes += len(data)
         try:
@@ -165,6 +176,8 @@ class RequestReader:
                 self.refusal = Refusal(400, text, "malformed_request", close=True)
         if self.stage == IDLE:
             self._head_bytes = 0
+            if anew and len(self.ready) == 1 and self.refusal is None and self._parser is parser:
+                self._known = self.ready[0].known = known_head(data, self.ready[0], self._limits)
         elif self.stage == HEAD and self._head_bytes > self._limits.header_bytes and self.refusal is None:
             self.refusal = self._large_head()
 
@@ -324,160 +337,3 @@ class RequestReader:
     def _large_head(self) -> Refusal:
         text = f"The headers exceed {self._limits.header_bytes} bytes or {self._limits.header_count} lines."
         return Refusal(431, text, "headers_too_large", close=True)
-
-
-# Answer headers a client may need: rate limits and request ids, which the official clients read.
-_PASSED: Final = frozenset((b"retry-after", b"retry-after-ms", b"x-request-id", b"x-should-retry", b"content-encoding"))
-_PASSED_PREFIXES: Final = (b"x-ratelimit-", b"openai-")
-_READ: Final = {
-    b"content-type": "content_type",
-    b"content-length": "length",
-    b"transfer-encoding": "transfer",
-    b"retry-after": "retry_after",
-    b"retry-after-ms": "retry_after_ms",
-}
-_ANSWER_FIELDS: Final[dict[bytes, tuple[str, bool]]] = {}  # names as upstreams write them, learnt
-
-
-class AnswerHead:
-    """The headers of an answer that matter to the gateway. Absent ones are class attributes: one is made per answer."""
-
-    content_type = b"application/json"
-    length: bytes | None = None
-    transfer: bytes | None = None
-    retry_after: bytes | None = None
-    retry_after_ms: bytes | None = None
-    passed = b""
-    """Header lines for the client, each with its line end."""
-
-
-def _answer_field(name: bytes) -> tuple[str, bool]:
-    lower = name.lower()
-    field = (_READ.get(lower, ""), lower in _PASSED or lower.startswith(_PASSED_PREFIXES))
-    if len(_ANSWER_FIELDS) < _FIELDS_MOST:
-        _ANSWER_FIELDS[name] = field
-    return field
-
-
-class AnswerReader:
-    """The answers of one connection, one at a time. Requests are never HEAD or CONNECT.
-
-    Args:
-        head_bytes: longest head, interim answers included.
-
-    Attributes:
-        status: of the final answer; 0 until its head is complete.
-        head: its headers, when ``status`` is set.
-        started: a byte of an answer has come.
-        ended: the answer is complete.
-        reusable: whether the connection may carry another request after it.
-    """
-
-    __slots__ = (
-        "_closes_at_end", "_head_bytes", "_head_bytes_most", "_parser", "_pieces",
-        "ended", "head", "reusable", "started", "status",
-    )  # fmt: skip
-
-    def __init__(self, head_bytes: int) -> None:
-        self._head_bytes_most = head_bytes
-        self._pieces: list[bytes] = []
-        self._parser: Any = httptools.HttpResponseParser(self)  # starts anew by itself after each complete answer
-        self.expect()
-
-    def expect(self) -> None:
-        """A request was sent: what comes now is its answer."""
-        self.status = 0
-        self.head = AnswerHead()
-        self.started = self.ended = self.reusable = self._closes_at_end = False
-        self._head_bytes = 0
-
-    def feed(self, data: bytes) -> str | None:
-        """Read on. What was read before a fault still counts.
-
-        Returns:
-            What is wrong with the answer, or ``None``.
-        """
-        self.started = True
-        if not self.status:
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.reusable = False
-            if self.ended:  # what came behind a complete answer concerns nobody
-                return None
-            cause = error.__context__
-            return str(cause) if isinstance(cause, _Fault) else f"the answer is not valid HTTP/1.1: {error}"
-        if not self.status and self._head_bytes > self._head_bytes_most:
-            return "the answer's headers never end"
-        return None
-
-    def take(self) -> bytes:
-        """The bytes of the body that have come since the last call, as one piece."""
-        pieces = self._pieces
-        if len(pieces) == 1:
-            return pieces.pop()
-        data = b"".join(pieces)
-        pieces.clear()
-        return data
-
-    def end(self) -> bool:
-        """The connection has closed. Returns whether that is the end of the answer."""
-        if self.status and self._closes_at_end:
-            self.ended = True
-        return self.ended
-
-    def close(self) -> None:
-        """Forget everything (the parser holds bound methods of this object)."""
-        self._parser = None
-        self._pieces.clear()
-
-    # -- httptools callbacks ----------------------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        """Stop at a second answer nobody asked for."""
-        if self.ended:
-            raise _Fault("another answer follows")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep what the client or the gateway needs."""
-        field, passed = _ANSWER_FIELDS.get(name) or _answer_field(name)
-        if self.status:  # a trailer
-            return
-        if field:
-            if field == "transfer" and self.head.transfer is not None:  # one list in several lines
-                value = self.head.transfer + b", " + value
-            setattr(self.head, field, value.rstrip(b" \t"))
-        if passed:
-            self.head.passed += name + b": " + value + b"\r\n"
-
-    def on_headers_complete(self) -> None:
-        """Note the head of a final answer; interim answers (1xx) are swallowed."""
-        status = self._parser.get_status_code()
-        if status < 200 or status > 599:
-            if not 100 <= status < 200:
-                raise _Fault(f"the answer has status {status}")
-            self.head = AnswerHead()
-            return
-        head = self.head
-        if head.transfer is not None and head.transfer.lower() != b"chunked":
-            raise _Fault(f"the answer's transfer encoding {head.transfer[:64]!r} was not asked for")
-        if status in {204, 304}:
-            head.length = head.transfer = None
-        else:
-            self._closes_at_end = head.length is None and head.transfer is None
-        self.status = status
-
-    def on_body(self, data: bytes) -> None:
-        """Collect the pieces of one read."""
-        self._pieces.append(data)
-
-    def on_message_complete(self) -> None:
-        """Mark the end."""
-        if self.status:
-            self.ended = True
-            self.reusable = self._parser.should_keep_alive()
-
-
-class _Fault(Exception):
-    """Stops llhttp from within a callback; says what is wrong."""

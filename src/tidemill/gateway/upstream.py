@@ -14,8 +14,9 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from tidemill.gateway.answer_reading import AnswerHead, AnswerReader
+from tidemill.gateway.known_heads import WholeAnswer
 from tidemill.gateway.limits import Limits
-from tidemill.gateway.reading import AnswerHead, AnswerReader
 from tidemill.gateway.tls import ClientContexts, Trust, tls_problem
 from tidemill.kernel import InvalidInput, UserError
 
@@ -120,6 +121,14 @@ class Sink(Protocol):
         ...
 
 
+class WholeSink(Sink, Protocol):
+    """Who can take a plain answer at once."""
+
+    def on_whole(self, answer: WholeAnswer) -> None:
+        """Instead of all other calls: a good answer came whole."""
+        ...
+
+
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an upstream. Made by ``UpstreamPool``; ``stop`` and the flow methods are for its user."""
 
@@ -133,6 +142,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.place = address.place
         self._pool = pool
         self._sink: Sink | None = None
+        self._whole: WholeSink | None = None  # the sink, until something has come, if it can take a whole answer
         self._reader = AnswerReader(pool.limits.response_header_bytes)
         self._chunk_timeout_s = 0.0
         self._alarm: asyncio.TimerHandle | None = None
@@ -150,7 +160,10 @@ class UpstreamConnection(asyncio.Protocol):
         if waits is None:
             waits = self._pool.waits
         self._sink = sink
-        self._reader.expect()
+        self._whole = None
+        reader = self._reader
+        if reader.started:
+            reader.expect()
         self.idle_since = 0.0
         self._chunk_timeout_s = waits.chunk_timeout_s
         self.deadline = monotonic() + waits.first_byte_timeout_s
@@ -160,9 +173,19 @@ class UpstreamConnection(asyncio.Protocol):
         if body:
             self.transport.write(body)
 
+    def ask(self, sink: WholeSink, data: bytes, body: bytes, waits: Waits) -> None:
+        """Like ``start``, for a sink that can take a plain answer at once."""
+        self.start(sink, data, body, waits)
+        self._whole = sink
+
+    def hand_over(self, sink: Sink) -> None:
+        """Another sink is told of what is still to come."""
+        self._sink = sink
+        self._whole = None
+
     def stop(self) -> None:
         """Forget the sink and drop the connection: its answer is not wanted any more."""
-        self._sink = None
+        self._sink = self._whole = None
         if self.transport is not None:
             self.transport.abort()
 
@@ -242,6 +265,8 @@ class UpstreamConnection(asyncio.Protocol):
             self.alive = False
             self.transport.abort()
             return
+        if self._whole is not None and self._take_whole(self._whole, data):
+            return
         headed = reader.status
         problem = reader.feed(data)
         if reader.status:
@@ -250,6 +275,7 @@ class UpstreamConnection(asyncio.Protocol):
                 if self._chunk_timeout_s < _SHORT_S:
                     self._watch()
                 sink.on_head(reader.status, reader.head)
+                sink = self._sink or sink
             piece = reader.take()
             if piece and self._sink is not None:
                 sink.on_data(piece)
@@ -260,24 +286,39 @@ class UpstreamConnection(asyncio.Protocol):
         elif problem is not None:
             self._fail("malformed", problem)
 
+    def _take_whole(self, whole: WholeSink, data: bytes) -> bool:
+        self._whole = None
+        answer = self._reader.whole(data)
+        if answer is None:
+            return False
+        self._sink = None
+        self._release(reusable=True)
+        whole.on_whole(answer)
+        return True
+
     # -- ends -------------------------------------------------------------------------------------------------
 
     def _complete(self) -> None:
         sink, self._sink = self._sink, None
+        self._release(reusable=self._reader.reusable)
+        if sink is not None:
+            sink.on_done()
+
+    def _release(self, *, reusable: bool) -> None:
+        """The answer is complete: the connection is kept or closed."""
         self.fresh = False
         self.deadline = 0.0
         # An upstream that answers before it has read the request whole may never read the rest.
-        if self.alive and self._reader.reusable and not self.transport.get_write_buffer_size():
+        if self.alive and reusable and not self.transport.get_write_buffer_size():
             self._pool.give_back(self)
         else:
             self.alive = False
             if self.transport is not None:
                 self.transport.close()
-        if sink is not None:
-            sink.on_done()
 
     def _fail(self, kind: str, detail: str) -> None:
         sink, self._sink = self._sink, None
+        self._whole = None
         self.alive = False
         if self.transport is not None:
             self.transport.abort()

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.gateway.http.pipes import mutated, pieces
-from tidemill.gateway.reading import AnswerReader
+from tidemill.gateway.answer_reading import AnswerReader
 
 OK = b"HTTP/1.1 200 OK\r\n"
 Outcome = tuple[str, int, bytes]
