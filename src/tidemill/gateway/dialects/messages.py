@@ -118,7 +118,12 @@ class _Request:
         for message in messages:
             role = message.get("role") if isinstance(message, dict) else None
             if not isinstance(role, str) or role not in _ROLES:
-                raise Refusal(400, "Each of 'messages' must have a role: user, assistant or system.", param="messages")
+                raise Refusal(
+                    400,
+                    "Each of 'messages' must have a role: user, assistant or system.",
+                    "invalid_request",
+                    param="messages",
+                )
             _check(message, frozenset({"role", "content"}), "messages")
             _ROLES[role](self, message.get("content"))
         wanted["messages"] = self.messages
@@ -366,7 +371,12 @@ def _thinking(request: _Request, value: Any, wanted: dict[str, Any]) -> None:
     elif kind == "enabled":
         budget = value.get("budget_tokens")
         if not isinstance(budget, int):
-            raise Refusal(400, "'thinking.budget_tokens' must be a whole number.", param="thinking.budget_tokens")
+            raise Refusal(
+                400,
+                "'thinking.budget_tokens' must be a whole number.",
+                "invalid_request",
+                param="thinking.budget_tokens",
+            )
         share = budget / max(1, request.asked["max_tokens"])
         wanted.setdefault("reasoning_effort", next((effort for most, effort in _SHARES if share <= most), "high"))
     else:
