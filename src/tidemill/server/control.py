@@ -28,7 +28,6 @@ from tidemill.kernel import (
 )
 from tidemill.ledger.accounts import LeaseStore, Standing, open_lease_store
 from tidemill.loop.apply import APPLIED
-from tidemill.loop.monitors import MonitorDriver
 from tidemill.loop.policies import limits_of, route_policy
 from tidemill.loop.rollouts import RolloutDriver
 from tidemill.loop.routing import EndpointPlan, ServedRelease, compile_route, next_snapshot
@@ -39,6 +38,7 @@ from tidemill.server.children import Deployment, limits_url, read_deployments
 from tidemill.server.files import write_atomically, write_json
 from tidemill.server.settlement import Settlement
 from tidemill.server.supervisor import free_port, is_healthy
+from tidemill.server.watching import Watching
 from tidemill.telemetry import Drainer, SpanStore
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class ControlPlane:
             settle=self._settlement.settle if self._settlement is not None else None,
         )
         self._rollouts = RolloutDriver(project.ledger, store, lambda digest: digest in self._served, time.time_ns)
-        self.monitors = MonitorDriver(project.ledger, store)
+        self.watching = Watching(project, store)
+        self.monitors = self.watching.monitors
         self.drained = 0
         self._active: list[Rollout] = []
         self.limits: tuple[Limit, ...] = ()
@@ -103,7 +104,7 @@ class ControlPlane:
         for name, look, every_s in (
             ("drain", self.drain, server.drain_every_s),
             ("decide", self.decide, server.decide_every_s),
-            ("monitor", self.monitors.tick, server.monitor_every_s),
+            ("monitor", self.watching.tick, server.monitor_every_s),
         ):
             thread = threading.Thread(target=self._loop, args=(look, every_s), name=name, daemon=True)
             self._threads.append(thread)
@@ -116,6 +117,7 @@ class ControlPlane:
             thread.join(_JOIN_S)
         try:
             self._drain(until_s=time.monotonic() + _LAST_DRAIN_S)
+            self.watching.save()
         finally:
             self.store.close()
             if self._accounts is not None:
