@@ -84,16 +84,20 @@ def test_nothing_there_is_said_with_what_to_do(shop: Shop) -> None:
 def test_traces_are_read_from_the_store_while_nothing_runs(shop: Shop) -> None:
     trace_id = write_trace(shop)
     write_trace(shop, status="error")
-    assert len(shop.json("trace", "list")) == 2
-    (one,) = shop.json("trace", "list", "--status", "ok", "--release", "shop@1", "--endpoint", "shop")
+    assert len(shop.json("trace", "list")["traces"]) == 2
+    (one,) = shop.json("trace", "list", "--status", "ok", "--release", "shop@1", "--endpoint", "shop")["traces"]
     assert one["trace_id"] == trace_id
     assert "release/shop@1" in shop.ok("trace", "list")
     (row,) = shop.json("trace", "summary", "--by", "endpoint")
     assert (row["group"], row["requests"], row["errors"]) == ({"endpoint": "shop"}, 2, 1)
     assert "release/shop@1" in shop.ok("trace", "summary", "--by", "release", "--by", "minute")
     shown = shop.ok("trace", "show", trace_id)
-    assert "out: 12 euros" in shown
+    assert "12 euros" not in shown
     assert "score feedback: 1 by user" in shown
+    assert "release: release/shop@1" in shown
+    shown = shop.ok("trace", "show", trace_id, "--content")
+    assert "user: How much?" in shown
+    assert "assistant: 12 euros" in shown
     assert shop.json("trace", "show", f"trace:{trace_id}")["spans"][0]["endpoint"] == "shop"
 
 
@@ -116,7 +120,7 @@ def test_an_answer_is_followed_to_its_sources_and_back(shop: Shop) -> None:
 
 def test_what_a_model_wrote_cannot_move_the_cursor(shop: Shop) -> None:
     trace_id = write_trace(shop, output="\x1b]0;owned\x07 \x1b[2J")
-    shown = shop.ok("trace", "show", trace_id)
+    shown = shop.ok("trace", "show", trace_id, "--content")
     assert "\x1b" not in shown
     assert "\\x1b[2J" in shown
 
@@ -126,7 +130,7 @@ def test_traces_come_from_the_control_plane_while_it_runs(shop: Shop) -> None:
     with open_project(shop.folder) as opened:
         port = opened.settings.server.port
     with running_server(shop, port):
-        assert [one["trace_id"] for one in shop.json("trace", "list")] == [trace_id]
+        assert [one["trace_id"] for one in shop.json("trace", "list")["traces"]] == [trace_id]
         assert shop.json("trace", "show", trace_id)["scores"][0]["name"] == "feedback"
         assert [one["requests"] for one in shop.json("trace", "summary", "--by", "release")] == [1]
         assert shop.json("lineage", trace_id)["kind"] == "trace"
@@ -139,7 +143,7 @@ def test_traces_come_from_the_control_plane_while_it_runs(shop: Shop) -> None:
         # A project whose settings name another port finds the store taken, and says by what.
         shop.change("server", "port", to=1)
         assert "telemetry.duckdb" in shop.refused("trace", "list")
-    assert [one["trace_id"] for one in shop.json("trace", "list")] == [trace_id]
+    assert [one["trace_id"] for one in shop.json("trace", "list")["traces"]] == [trace_id]
 
 
 def test_alarms_are_listed_with_their_evidence(shop: Shop) -> None:

@@ -185,7 +185,7 @@ def test_the_client_speaks_in_results_and_error_families(api: Api, tmp_path: Pat
     client = api.client
     one = first_live(api.desk.project)
     trace_id = api.desk.session(None, one, arm="control")
-    assert client.get("/api/v1/traces", endpoint="desk", release=None, limit=5)[0]["trace_id"] == trace_id
+    assert client.get("/api/v1/traces", endpoint="desk", release=None, limit=5)["traces"][0]["trace_id"] == trace_id
     assert len(client.get("/api/v1/summary", group_by=["release", "arm"])) == 1
     assert client.get(f"/api/v1/lineage/{one.ref}")["kind"] == "artifact"
     assert client.get_path("/api/v1/summary?group_by=release")[0]["requests"] == 1

@@ -45,7 +45,12 @@ COMMANDS: Final[dict[str, tuple[str, str, str, str]]] = {
     "keys": ("keys", "app", "API keys of the gateway: issue, rotate, list, revoke.", "Deploy"),
     "limits": ("limits", "limits", "Show what is spent of each rate limit and budget.", "Deploy"),
     "monitor": ("observe", "monitor_app", "Monitors and their alarms.", "Watch"),
-    "trace": ("observe", "trace_app", "Traces: list, show, summary.", "Watch"),
+    "trace": (
+        "tracing",
+        "trace_app",
+        "Traces: list, show, tail, sessions, stats, compare, summary, export.",
+        "Watch",
+    ),
     "lineage": ("observe", "lineage", "Follow an answer, artifact or document up and down.", "Watch"),
     "audit": ("store", "audit_app", "The audit chain: verify, list.", "Keep"),
     "doctor": ("store", "doctor", "Check the store and mend what can be mended.", "Keep"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from tidemill.loop.project import Project
 from tidemill.server.client import ControlClient
 
 if TYPE_CHECKING:
-    from tidemill.loop.answering import Answers, ScoreBody
+    from tidemill.loop.answering import Answers
     from tidemill.loop.asking import (
         CompareQuestion,
         FollowQuestion,
@@ -59,10 +59,6 @@ class Telemetry(Protocol):
         """Two releases side by side."""
         ...
 
-    def score(self, body: ScoreBody) -> Any:
-        """Store a score."""
-        ...
-
     def summary(self, group_by: list[str]) -> Any:
         """Requests, errors, latency, tokens and cost by group."""
         ...
@@ -92,7 +88,7 @@ def telemetry_of(project: Project) -> Iterator[Telemetry]:
         drainer = Drainer(project.places.segments, store, mask=mask_pii, clock=SystemClock())
         while drainer.drain_once().more:
             pass
-        yield _Stored(Answers(project.ledger, store, now_ns=time.time_ns), mask_pii)
+        yield _Stored(Answers(project.ledger, store, now_ns=time.time_ns))
     finally:
         store.close()
 
@@ -158,9 +154,6 @@ class _Running:
     def comparison(self, question: CompareQuestion) -> Any:
         return self._ask("/api/v1/comparison", question)
 
-    def score(self, body: ScoreBody) -> Any:
-        return self._client.post("/api/v1/scores", body.model_dump(exclude_none=True))
-
     def summary(self, group_by: list[str]) -> Any:
         return self._client.get("/api/v1/summary", group_by=group_by)
 
@@ -171,9 +164,8 @@ class _Running:
 class _Stored:
     """Reads the store."""
 
-    def __init__(self, answers: Answers, mask: Callable[[str], str]) -> None:
+    def __init__(self, answers: Answers) -> None:
         self._answers = answers
-        self._mask = mask
 
     def traces(self, question: ListQuestion) -> Any:
         return self._answers.traces(question)
@@ -198,9 +190,6 @@ class _Stored:
 
     def comparison(self, question: CompareQuestion) -> Any:
         return self._answers.comparison(question)
-
-    def score(self, body: ScoreBody) -> Any:
-        return self._answers.score(body, self._mask)
 
     def summary(self, group_by: list[str]) -> Any:
         groups: Any = group_by
