@@ -145,7 +145,7 @@ class LeaseDesk:
     def give_back(self, parts: Sequence[Part]) -> None:
         """Return reserves of which nothing was used."""
         for account, lease, reserved in parts:
-            lease.end(reserved, 0, 0.0)
+            lease.end(reserved, 0)
             if account.waiting:
                 self.look_again(account)
 
@@ -166,9 +166,9 @@ class LeaseDesk:
         now = seconds()
         ended = []
         for name, account in list(self._live.items()):
-            account.rate += _RATE_WEIGHT * (account.taken / elapsed_s - account.rate)
-            account.idle_s = 0.0 if account.taken else account.idle_s + elapsed_s
-            account.taken = 0
+            taken = account.taken()
+            account.rate += _RATE_WEIGHT * (taken / elapsed_s - account.rate)
+            account.idle_s = 0.0 if taken else account.idle_s + elapsed_s
             lease = account.lease
             if lease is not None:
                 if now >= lease.until or account.idle_s >= self.options.idle_s:

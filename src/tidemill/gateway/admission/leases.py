@@ -59,7 +59,9 @@ class Lease:
     """
 
     __slots__ = (
-        "busy",
+        "counted",
+        "drawn",
+        "ended",
         "granted",
         "head",
         "idle_said",
@@ -72,7 +74,6 @@ class Lease:
         "since",
         "store_offset_s",
         "until",
-        "used",
     )
 
     def __init__(self, lease_id: str, granted: int, until: float, store_offset_s: float) -> None:
@@ -85,20 +86,33 @@ class Lease:
         self.renewed = until
         self.store_offset_s = store_offset_s
         self.low = int(granted * _REFILL_SHARE)
-        self.busy = 0
-        self.used = 0
+        self.drawn = 0  # reserved since the grant, and never 0 for a request
+        self.ended = 0  # of that, what requests had reserved that are over
+        self.counted = 0  # of that, what the account has seen
         self.returned = 0
         self.idle_said = granted
         self.last_used_at_s = 0.0
 
-    def end(self, reserved: int, used: int, at_s: float) -> None:
+    @property
+    def busy(self) -> bool:
+        """Whether a request runs on it."""
+        return self.drawn > self.ended
+
+    @property
+    def used(self) -> int:
+        """Quanta that requests which are over have used."""
+        return self.granted - self.returned - self.remaining - (self.drawn - self.ended)
+
+    def draw(self, need: int, at_s: float) -> None:
+        """Reserve for a request that was admitted at this moment of the store's time."""
+        self.remaining -= need
+        self.drawn += need
+        self.last_used_at_s = at_s
+
+    def end(self, reserved: int, used: int) -> None:
         """A request on it is over."""
-        self.busy -= 1
+        self.ended += reserved
         self.remaining += reserved - used
-        if used:
-            self.used += used
-            if at_s > self.last_used_at_s:  # noqa: PLR1730 - max() costs thrice as much
-                self.last_used_at_s = at_s
 
     def pace(self, now: float) -> float:
         """Quanta a second that it was drawn on so far; what a cold start has instead of an average."""
@@ -129,13 +143,13 @@ class Account:
         "limit",
         "next_ask",
         "next_refill",
+        "passed",
         "paused",
         "place",
         "rate",
         "retired",
         "shortage",
         "shortage_of",
-        "taken",
         "tenant",
         "unleased",
         "waiting",
@@ -155,7 +169,7 @@ class Account:
         self.shortage: Shortage | None = None
         self.shortage_of = 0  # which ask it answered
         self.rate = 0.0  # quanta a second, smoothed
-        self.taken = 0  # since the last look
+        self.passed = 0  # drawn on leases that were retired since the last look
         self.idle_s = 0.0
         self.gone = False
         self.unleased = Lease(f"{limit.limit_id}.{UNLEASED}", 0, 0.0, time.time() - seconds())
@@ -170,8 +184,10 @@ class Account:
 
     def retire(self) -> None:
         """Admit no more on the lease; what is left of it is handed back."""
-        if self.lease is not None:
-            self.retired.append(self.lease)
+        lease = self.lease
+        if lease is not None:
+            self.passed += lease.drawn - lease.counted
+            self.retired.append(lease)
             self.lease = None
 
     def take(self, need: int, now: float) -> Lease | None:
@@ -179,10 +195,17 @@ class Account:
         lease = self.lease
         if lease is None or lease.remaining < need or now >= lease.until:
             return None
-        lease.remaining -= need
-        lease.busy += 1
-        self.taken += need
+        lease.draw(need, lease.store_offset_s + now)
         return lease
+
+    def taken(self) -> int:
+        """Quanta drawn since this was last asked."""
+        passed, self.passed = self.passed, 0
+        lease = self.lease
+        if lease is not None:
+            passed += lease.drawn - lease.counted
+            lease.counted = lease.drawn
+        return passed
 
     @property
     def at_rest(self) -> bool:

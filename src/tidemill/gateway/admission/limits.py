@@ -15,10 +15,10 @@ from typing import Final
 from tidemill.gateway.admission.desks import LeaseDesk, LimitCounts, LimiterOptions
 from tidemill.gateway.admission.leases import Account, Errand, HolderMark, LeaseKeeper, seconds
 from tidemill.gateway.admission.refusals import too_large
-from tidemill.gateway.admission.reservations import LeasedReservation, LimitWait, Part, Unlimited
+from tidemill.gateway.admission.reservations import FlatReservation, Leg, LimitWait, Unlimited
 from tidemill.gateway.admission.seams import Admissible, Needs, Reservation
 from tidemill.gateway.answers import Refusal
-from tidemill.kernel import LimitScope, LimitUnit, Prices, Route, RoutingSnapshot
+from tidemill.kernel import ApiKey, LimitScope, LimitUnit, Prices, Route, RoutingSnapshot
 from tidemill.ledger.accounts import Grant, LeaseStore, Shortage
 
 IMAGE_TOKENS_MOST: Final = 50_000
@@ -35,7 +35,10 @@ _SILENT: Final = frozenset({"embeddings", "moderation"})
 class _Counted:
     """The accounts that count a key's calls to an endpoint, and what bounds a call's amounts there."""
 
-    __slots__ = ("accounts", "context_tokens", "dearest", "desk", "money", "prices", "tokens")
+    __slots__ = (
+        "_charges", "_legs", "_offset_s", "_until", "accounts", "context_tokens", "dearest", "desk", "money", "prices",
+        "tokens",
+    )  # fmt: skip
 
     def __init__(self, accounts: Sequence[Account], desk: LeaseDesk | None, route: Route) -> None:
         self.accounts = tuple(sorted(accounts, key=lambda account: account.limit.limit_id))
@@ -47,6 +50,59 @@ class _Counted:
         self.prices: Prices | None = None
         self.dearest = (0.0, 0.0, 0.0, 0.0)
         self.context_tokens = max(known) if known and len(known) == len(windows) else None
+        self._legs: tuple[Leg, ...] = ()
+        self._until = 0.0
+        self._offset_s = 0.0
+        self._charges: Callable[..., str] = "".format
+
+    def at_once(self, needs: Needs) -> FlatReservation | None:
+        """Reserve from the leases at hand; ``None``, with nothing reserved, if they do not suffice."""
+        now = seconds()
+        held = self._reserve(needs, now) if now < self._until else None
+        # A lease may have followed another one since the last call.
+        return self._reserve(needs, now) if held is None and self._look(now) else held
+
+    def _reserve(self, needs: Needs, now: float) -> FlatReservation | None:
+        desk = self.desk
+        assert desk is not None
+        at_s = now + self._offset_s
+        low = False
+        for account, lease, place in self._legs:
+            need = needs[place]
+            left = lease.remaining - need
+            if left < 0 or account.lease is not lease:
+                self._undo(needs, account)
+                return None
+            lease.remaining = left
+            lease.drawn += need
+            lease.last_used_at_s = at_s
+            if left < lease.low:
+                low = True
+        if low:
+            for account, lease, _ in self._legs:
+                if lease.remaining < lease.low and account.asked is None:
+                    desk.refill(account, now)
+        return FlatReservation(desk, self._legs, needs, self._charges(*needs), at_s)
+
+    def _undo(self, needs: Needs, short: Account) -> None:
+        for account, lease, place in self._legs:
+            if account is short:
+                return
+            lease.remaining += needs[place]
+            lease.drawn -= needs[place]
+
+    def _look(self, now: float) -> bool:
+        """Take over the leases that the accounts have now. Returns whether each has a good one, and any is new."""
+        legs = tuple([(one, one.lease, one.place) for one in self.accounts if one.lease is not None])
+        if len(legs) < len(self.accounts) or legs == self._legs:
+            return False
+        self._legs = legs
+        self._until = min(lease.until for _, lease, _ in legs)
+        self._offset_s = legs[0][1].store_offset_s
+        heads = [lease.head.replace("{", "{{").replace("}", "}}") for _, lease, _ in legs]
+        parts = [f"{head}{{{place}}},{place}]" for head, (_, _, place) in zip(heads, legs, strict=True)]
+        self._charges = f"[{','.join(parts)}]".format
+        return now < self._until
 
     def needs(self, call: Admissible) -> Needs:
         """Upper bounds of a call in quanta: requests, tokens, billionths of a US dollar."""
@@ -154,9 +210,7 @@ class Limiter:
 
     def needs(self, call: Admissible) -> Needs:
         """What would be reserved for one attempt of a call."""
-        by_endpoint = self._counted.get(call.key.digest)
-        counted = by_endpoint.get(call.route.endpoint) if by_endpoint is not None else None
-        return (counted or self._count(call)).needs(call)
+        return self._counted_by(call.key, call.route).needs(call)
 
     def enter(
         self, call: Admissible, then: Callable[[Reservation], None], refused: Callable[[Refusal], None]
@@ -171,33 +225,29 @@ class Limiter:
         Returns:
             The waiting call, or ``None`` if one of the two was called.
         """
-        by_endpoint = self._counted.get(call.key.digest)
-        counted = by_endpoint.get(call.route.endpoint) if by_endpoint is not None else None
-        if counted is None:
-            counted = self._count(call)
+        counted = self._counted_by(call.key, call.route)
         desk = counted.desk
         if desk is None:
             then(_UNLIMITED)
             return None
         needs = counted.needs(call)
-        now = seconds()
-        parts: list[Part] = []
-        charges = ""
-        for account in counted.accounts:
-            lease = account.lease
-            need = needs[account.place]
-            if lease is None or lease.remaining < need or now >= lease.until:
-                return self._wait(desk, [(one, needs[one.place]) for one in counted.accounts], then, refused)
-            parts.append((account, lease, need))
-            charges = f"{charges},{lease.head}{need},{account.place}]"
-        for account, lease, need in parts:
-            lease.remaining -= need
-            lease.busy += 1
-            account.taken += need
-            if lease.remaining < lease.low and account.asked is None:
-                desk.refill(account, now)
-        then(LeasedReservation(desk, parts, charges[1:], parts[0][1].store_offset_s + now))
+        held = counted.at_once(needs)
+        if held is None:
+            return self._wait(desk, [(one, needs[one.place]) for one in counted.accounts], then, refused)
+        then(held)
         return None
+
+    def enter_at_once(self, call: Admissible) -> Reservation | None:
+        """``enter`` for a call whose leases are at hand; ``None`` where it must be asked instead."""
+        counted = self._counted_by(call.key, call.route)
+        if counted.desk is None:
+            return _UNLIMITED
+        return counted.at_once(counted.needs(call))
+
+    def _counted_by(self, key: ApiKey, route: Route) -> _Counted:
+        by_endpoint = self._counted.get(key.digest)
+        counted = by_endpoint.get(route.endpoint) if by_endpoint is not None else None
+        return self._count(key, route) if counted is None else counted
 
     def close(self) -> None:
         """Hand back every lease. Call it when the worker has drained; waits a little for the store."""
@@ -242,8 +292,7 @@ class Limiter:
                     self._accounts.pop((account.tenant, account.limit.limit_id), None)
         self._timer = asyncio.get_running_loop().call_later(self.options.tick_s, self._tick)
 
-    def _count(self, call: Admissible) -> _Counted:
-        key, route = call.key, call.route
+    def _count(self, key: ApiKey, route: Route) -> _Counted:
         subjects = (
             (LimitScope.KEY, key.name),
             (LimitScope.TEAM, key.team),

@@ -27,6 +27,9 @@ _NANO: Final = 1e9
 Part = tuple[Account, Lease, int]
 """An account, the lease of it that a call is admitted on, and the reserve in quanta."""
 
+Leg = tuple[Account, Lease, int]
+"""An account, its lease of the moment, and the place of its unit among what a call needs."""
+
 
 class LeasedReservation:
     """What a call holds. See ``Reservation``.
@@ -40,14 +43,18 @@ class LeasedReservation:
     ``attributes`` hold the reserves, and after ``settle`` what was used as well.
     """
 
-    __slots__ = ("_admitted_at_s", "_desk", "_over", "_parts", "attributes")
+    __slots__ = ("_admitted_at_s", "_desk", "_held", "_over", "attributes")
 
     def __init__(self, desk: LeaseDesk, parts: Sequence[Part], charges: str, admitted_at_s: float) -> None:
         self._desk = desk
-        self._parts = parts
+        self._held = parts
         self._admitted_at_s = admitted_at_s
         self._over = False
         self.attributes: dict[str, str | float] = {CHARGES: f"[{charges}]", ADMITTED_AT: admitted_at_s}
+
+    @property
+    def _parts(self) -> Sequence[Part]:
+        return self._held
 
     def first_token(self, elapsed_s: float) -> None:
         """Limits do not listen to this."""
@@ -85,17 +92,16 @@ class LeasedReservation:
         if self._over:
             return
         self._over = True
-        nanodollars = int(cost_usd * _NANO + 0.5)
-        used = (1, tokens, nanodollars)
-        at_s = self._admitted_at_s
+        used = (1, tokens, int(cost_usd * _NANO + 0.5))
         for account, lease, reserved in self._parts:
             amount = used[account.place]
             if amount > reserved:
                 self._desk.counts.overdrawn += 1
-            lease.end(reserved, amount, at_s)
+            lease.end(reserved, amount)
             if account.waiting:
                 self._desk.look_again(account)
-        self.attributes[USED] = f"[1,{tokens},{nanodollars}]"
+        # A new object, for the intent that is open still has the old one.
+        self.attributes = {**self.attributes, USED: f"[1,{tokens},{used[2]}]"}
 
     def cancel(self) -> None:
         """Nothing was used."""
@@ -103,6 +109,55 @@ class LeasedReservation:
             self._over = True
             self.attributes = {}
             self._desk.give_back(self._parts)
+
+
+class FlatReservation(LeasedReservation):
+    """What a call holds whose leases were all at hand: the common one, made and settled with few steps.
+
+    Args:
+        desk: of the call's tenant.
+        legs: what it is counted by.
+        needs: what it has reserved.
+        charges: the reserves as text, with brackets.
+        admitted_at_s: the store's time.
+    """
+
+    __slots__ = ("_legs", "_needs")
+
+    def __init__(self, desk: LeaseDesk, legs: Sequence[Leg], needs: Needs, charges: str, admitted_at_s: float) -> None:
+        self._desk = desk
+        self._legs = legs
+        self._needs = needs
+        self._admitted_at_s = admitted_at_s
+        self._over = False
+        self.attributes = {CHARGES: charges, ADMITTED_AT: admitted_at_s}
+
+    @property
+    def _parts(self) -> Sequence[Part]:
+        return [(account, lease, self._needs[place]) for account, lease, place in self._legs]
+
+    def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:  # noqa: ARG002 - failures cost too
+        """Count what was used, give back the rest."""
+        if self._over:
+            return
+        self._over = True
+        nanodollars = int(cost_usd * _NANO + 0.5)
+        used, needs = (1, tokens, nanodollars), self._needs
+        for account, lease, place in self._legs:
+            reserved = needs[place]
+            amount = used[place]
+            lease.ended += reserved
+            lease.remaining += reserved - amount
+            if amount > reserved:
+                self._desk.counts.overdrawn += 1
+            if account.waiting:
+                self._desk.look_again(account)
+        held = self.attributes
+        self.attributes = {
+            CHARGES: held[CHARGES],
+            ADMITTED_AT: self._admitted_at_s,
+            USED: f"[1,{tokens},{nanodollars}]",
+        }
 
 
 class SeveralReserves(LeasedReservation):
@@ -114,17 +169,17 @@ class SeveralReserves(LeasedReservation):
         each: what one attempt may come to.
     """
 
-    __slots__ = ("_needs",)
+    __slots__ = ("_wanted",)
 
     def __init__(self, first: LeasedReservation, further: LeasedReservation, each: Mapping[Account, int]) -> None:
         charges = f"{str(first.attributes[CHARGES])[1:-1]},{str(further.attributes[CHARGES])[1:-1]}"
         # What is used last counts longest: an attempt that was made later leaves the window later.
         admitted_at_s = max(first._admitted_at_s, further._admitted_at_s)
         super().__init__(first._desk, (*first._parts, *further._parts), charges, admitted_at_s)
-        self._needs = dict(each)
+        self._wanted = dict(each)
 
     def _each(self) -> dict[Account, int]:
-        return self._needs
+        return self._wanted
 
     def settle(self, *, tokens: int, cost_usd: float, ok: bool = True) -> None:  # noqa: ARG002 - failures cost too
         """Count what was used, once for all reserves of an account; give back the rest."""
@@ -136,10 +191,10 @@ class SeveralReserves(LeasedReservation):
         amounts = portions([(one[0], one[2]) for one in parts], [used[one[0].place] for one in parts])
         for (account, lease, reserved), amount in zip(parts, amounts, strict=True):
             self._desk.counts.overdrawn += amount > reserved
-            lease.end(reserved, amount, self._admitted_at_s)
+            lease.end(reserved, amount)
             if account.waiting:
                 self._desk.look_again(account)
-        self.attributes[USED] = f"[1,{tokens},{used[2]}]"
+        self.attributes = {**self.attributes, USED: f"[1,{tokens},{used[2]}]"}
 
 
 class Unlimited:
@@ -233,7 +288,7 @@ class LimitWait:
     def allow(self) -> None:
         """The store does not tell: go on without a lease; what is used is charged all the same."""
         account, need = self._needs[self._place]
-        account.unleased.busy += 1
+        account.unleased.draw(need, account.unleased.store_offset_s + seconds())
         self._go_on(account, account.unleased, need)
 
     def refuse(self, refusal: Refusal) -> None:
