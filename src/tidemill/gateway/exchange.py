@@ -18,7 +18,7 @@ from tidemill.gateway.delivery import Client, Passing, head_of
 from tidemill.gateway.failures import Cause, Failed, malformed
 from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Asked, Heard, hear_body
-from tidemill.gateway.preparing import Preparation
+from tidemill.gateway.preparing import Preparation, prepare_at_once
 from tidemill.gateway.recording import Capture, nothing
 from tidemill.gateway.replying import EVENT_STREAM
 from tidemill.gateway.snapshots import Junction
@@ -144,6 +144,8 @@ class Exchange(Straight):
 
             self._timed = True
             self.guarding = Guarding(junction.plan, self.operation.name, self.blocked)
+        elif conversation is None and junction.context_tokens is None and prepare_at_once(gateway, self):
+            return
         self._preparation = Preparation(gateway, self)
         self._preparation.start()
 

@@ -23,6 +23,70 @@ if TYPE_CHECKING:
     from tidemill.gateway.guardrails import Blocked
 
 
+def prepare_at_once(gateway: Gateway, exchange: Exchange) -> bool:
+    """Take the steps of a request that is only admitted and looked for among kept answers, if none has to wait.
+
+    Args:
+        gateway: the worker's parts.
+        exchange: the request; it is told the outcome.
+
+    Returns:
+        Whether they were taken; else nothing was, and a ``Preparation`` must take them.
+    """
+    junction, body = exchange.junction, exchange.body
+    cache = junction.cache
+    if cache is not None and cache.has_further:
+        return False
+    if junction.admitted:
+        exchange.ticket = gateway.admission.enter_at_once(_admissible(exchange, body))
+        if exchange.ticket is None:
+            return False
+    if cache is not None and not exchange.operation.form:
+        key = cache.key(_cacheable(exchange, body))
+        if key is not None:
+            found = cache.look(key)
+            if found is not None:
+                exchange.kept_answer(found)
+                return True
+            exchange.cache_key = key
+    exchange.prepared(body)
+    return True
+
+
+def _admissible(exchange: Exchange, body: bytes) -> Admissible:
+    """What admission must know of a request, when it is sent with this body."""
+    asked, key, junction = exchange.asked, exchange.key, exchange.junction
+    return Admissible(
+        key,
+        junction.route,
+        exchange.operation.name,
+        key.priority or junction.policy.priority,
+        len(body),
+        asked.output_tokens_most,
+        asked.answers_most,
+        exchange.identity.span_id,
+        junction.dearest,
+        images_in(body),
+    )
+
+
+def _cacheable(exchange: Exchange, body: bytes) -> CacheCall:
+    """What the cache must know of it."""
+    asked, options = exchange.asked, exchange.asked.stream_options
+    return CacheCall(
+        exchange.operation.name,
+        exchange.lane.release.release,
+        exchange.key.name,
+        body,
+        asked.stream,
+        asked.user,
+        asked.temperature,
+        isinstance(options, AskedOptions) and options.include_usage is True,
+        asked.n or 1,
+        exchange.request.cache_control,
+    )
+
+
 class Preparation:
     """One request on its way to its intent.
 
@@ -48,23 +112,8 @@ class Preparation:
         if not junction.admitted:
             self._converse()
             return
-        self._waiting = self._gateway.admission.enter(self._call(exchange.body), self._admitted, self._refuse)
-
-    def _call(self, body: bytes) -> Admissible:
-        """What admission must know of the request, when it is sent with this body."""
-        exchange = self._exchange
-        asked, key, junction = exchange.asked, exchange.key, exchange.junction
-        return Admissible(
-            key,
-            junction.route,
-            exchange.operation.name,
-            key.priority or junction.policy.priority,
-            len(body),
-            asked.output_tokens_most,
-            asked.answers_most,
-            exchange.identity.span_id,
-            junction.dearest,
-            images_in(body),
+        self._waiting = self._gateway.admission.enter(
+            _admissible(exchange, exchange.body), self._admitted, self._refuse
         )
 
     def cancel(self) -> None:
@@ -174,21 +223,7 @@ class Preparation:
         if cache is None or exchange.conversation is not None or exchange.operation.form:
             self._ready()
             return
-        asked, options = exchange.asked, exchange.asked.stream_options
-        key = cache.key(
-            CacheCall(
-                exchange.operation.name,
-                exchange.lane.release.release,
-                exchange.key.name,
-                self._body,
-                asked.stream,
-                asked.user,
-                asked.temperature,
-                isinstance(options, AskedOptions) and options.include_usage is True,
-                asked.n or 1,
-                exchange.request.cache_control,
-            )
-        )
+        key = cache.key(_cacheable(exchange, self._body))
         if key is None:
             self._ready()
             return
@@ -221,8 +256,9 @@ class Preparation:
     def _grow(self, ticket: Ticket) -> None:
         """What was said before, or a guardrail, has made the request longer than it was let in with."""
         exchange, admission = self._exchange, self._gateway.admission
-        pairs = zip(admission.needs(self._call(self._body)), admission.needs(self._call(exchange.body)), strict=True)
-        requests, tokens, money = (after - before for after, before in pairs)
+        before = admission.needs(_admissible(exchange, exchange.body))
+        after = admission.needs(_admissible(exchange, self._body))
+        requests, tokens, money = (more - less for more, less in zip(after, before, strict=True))
 
         def grown(more: Ticket) -> None:
             self._waiting = None

@@ -60,6 +60,13 @@ class Admission:
         """What one attempt of a call may come to, as far as limits count it."""
         return (0, 0, 0) if self._limits is None else self._limits.needs(call)
 
+    def enter_at_once(self, call: Admissible) -> Ticket | None:
+        """Let a call in if nothing has to be waited for and no cap applies; ``None`` where ``enter`` must be asked."""
+        route = call.route
+        if self._limits is None or (route.tenant, route.endpoint) in self._gates:
+            return None
+        return self._limits.enter_at_once(call)
+
     def enter(
         self, call: Admissible, then: Callable[[Ticket], None], refused: Callable[[Refusal], None]
     ) -> Waiting | None:

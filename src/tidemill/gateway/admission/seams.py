@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from tidemill.gateway.answers import Refusal
 from tidemill.kernel import ApiKey, Route, RoutingSnapshot
@@ -12,8 +13,7 @@ from tidemill.kernel.routing_policy import Prices, Priority
 from tidemill.telemetry.records import AttributeValue
 
 
-@dataclass(slots=True)
-class Admissible:
+class Admissible(msgspec.Struct, gc=False):
     """A call as far as admission must know it.
 
     Args:
@@ -113,6 +113,10 @@ class Limits(Protocol):
 
     def needs(self, call: Admissible) -> Needs:
         """What would be reserved for one attempt of a call."""
+        ...
+
+    def enter_at_once(self, call: Admissible) -> Reservation | None:
+        """Reserve for a call at once; ``None``, with nothing reserved, where ``enter`` must be asked and waited for."""
         ...
 
     def enter(
