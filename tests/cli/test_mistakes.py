@@ -130,3 +130,14 @@ def test_a_state_folder_that_cannot_be_made(shop: Shop) -> None:
     shutil.rmtree(shop.folder / ".tidemill")
     (shop.folder / ".tidemill").write_text("in the way")
     assert "cannot be written" in shop.refused("data", "list")
+
+
+def test_guardrails_that_cannot_be_had_are_told_before_anything_starts(bare_shop: Shop) -> None:
+    bare_shop.change("gateway", "guardrails", to="nowhere_at_all:guardrails")
+    said = bare_shop.refused("up")
+    assert "The guardrails 'nowhere_at_all:guardrails' cannot be loaded" in said
+    bare_shop.change("gateway", "guardrails", to=None)
+    bare_shop.change("endpoints", "shop", "guardrails", to=["pii", "code-names"])
+    said = bare_shop.refused("up")
+    assert "There is no guardrail 'code-names'" in said
+    assert "This gateway knows: credentials" in said

@@ -39,6 +39,7 @@ def up(
         with project_at(project) as opened:
             settings, places = opened.settings, opened.places
             held.callback(InstanceLock(places.run).release)
+            children.check_guardrails(settings, places)
             apply(settings, opened.ledger, actor=getpass.getuser())
             files = _model_files(opened)
         check_port(settings.server.host, settings.server.port, "server")

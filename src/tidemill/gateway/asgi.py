@@ -20,7 +20,7 @@ from tidemill.gateway.limits import Limits
 from tidemill.gateway.reading import Request, keep_fields
 from tidemill.gateway.snapshots import SecretResolver
 from tidemill.gateway.worker import Worker, WorkerOptions
-from tidemill.kernel import Unavailable
+from tidemill.kernel import Unavailable, UserError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -55,6 +55,7 @@ class AsgiGateway:
 
         Raises:
             Unavailable: state or segments cannot be written.
+            SettingsError: the guardrails that the options name cannot be loaded.
         """
         worker = Worker(self._options, self._resolve_secret)
         worker.open(loopback=self._loopback)
@@ -80,7 +81,7 @@ class AsgiGateway:
             async with self.running():
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
-        except Unavailable as error:
+        except UserError as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
         else:
             await send({"type": "lifespan.shutdown.complete"})

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tidemill.gateway.cache.redis_tier import RedisTier
     from tidemill.gateway.conversations import Conversations
     from tidemill.gateway.dialects.responses import ResponsesDialect
+    from tidemill.gateway.guardrails import Guardrails
     from tidemill.kernel import ApiKey
     from tidemill.ledger.accounts import LeaseStore
     from tidemill.ledger.conversations import ConversationScope
@@ -57,6 +58,20 @@ def open_limiter(services: BackingOptions, *, project: str, worker: str, folder:
         return open_lease_store(url, Scope(project, tenant))
 
     return Limiter(worker, folder, open_store, LimiterOptions(unavailable=services.limits_unavailable))
+
+
+def open_guardrails(services: BackingOptions) -> Guardrails | None:
+    """Guardrails that are not built in, with those that are; ``None`` where the project names none.
+
+    Raises:
+        SettingsError: they cannot be loaded.
+    """
+    source = services.guardrails
+    if source is None:
+        return None
+    from tidemill.gateway.guardrails import Guardrails, load_guardrails
+
+    return Guardrails(load_guardrails(source.factory, Path(source.folder) if source.folder is not None else None))
 
 
 class KeptAnswers:

@@ -45,6 +45,19 @@ class ConversationOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuardrailOptions:
+    """Where further guardrails come from.
+
+    Args:
+        factory: ``module:function``; called without arguments it gives guardrails by name.
+        folder: where modules are looked for besides those that are installed.
+    """
+
+    factory: str
+    folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BackingOptions:
     """Everything behind one worker. The supervisor hands it over as JSON; nothing of it is loaded until it is used.
 
@@ -55,6 +68,7 @@ class BackingOptions:
         cache_url: ``redis://…`` of a cache that workers share.
         embeddings: for semantic caches.
         conversations: for ``/v1/responses``; ``None`` keeps nothing.
+        guardrails: those that are not built in; loaded when the worker starts.
     """
 
     limits_url: str | None = None
@@ -63,6 +77,7 @@ class BackingOptions:
     cache_url: str | None = None
     embeddings: EmbedderOptions | None = None
     conversations: ConversationOptions | None = None
+    guardrails: GuardrailOptions | None = None
 
     def encode(self) -> str:
         """Write it as JSON."""

@@ -139,6 +139,7 @@ class Shared:
         pool: connections to upstreams.
         answers: what may be given again.
         limiter: rate limits and budgets.
+        guardrails: what routes may name; ``None`` for those that are built in.
 
     Attributes:
         admission: who is let in.
@@ -153,6 +154,7 @@ class Shared:
         pool: UpstreamPool,
         answers: KeptAnswers,
         limiter: Limiter | None = None,
+        guardrails: Guardrails | None = None,
     ) -> None:
         self.project = project
         self.resolve_secret = resolve_secret
@@ -165,7 +167,7 @@ class Shared:
         self.health = HealthBook(self.rng)
         self._budgets: dict[tuple[str, str], RetryBudget] = {}
         self._hedgers: dict[tuple[str, str], Hedger] = {}
-        self._guardrails: Guardrails | None = None
+        self._guardrails = guardrails
 
     def budget(self, route: Route) -> RetryBudget:
         """The retry budget of an endpoint; it outlives snapshots."""

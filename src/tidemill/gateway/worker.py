@@ -16,7 +16,7 @@ from time import monotonic, time
 from typing import Any, Final
 
 from tidemill.gateway.app import Access, Gateway
-from tidemill.gateway.backing import ConversationDesk, KeptAnswers, open_limiter
+from tidemill.gateway.backing import ConversationDesk, KeptAnswers, open_guardrails, open_limiter
 from tidemill.gateway.backing_options import BackingOptions
 from tidemill.gateway.front import Front
 from tidemill.gateway.known_traces import KnownTraces
@@ -98,6 +98,7 @@ class Worker:
 
         Raises:
             Unavailable: state or segments cannot be written, or a certificate cannot be read.
+            SettingsError: the guardrails that the options name cannot be loaded.
         """
         options = self.options
         limits, fronts = options.limits, self.fronts
@@ -120,6 +121,7 @@ class Worker:
 
         Raises:
             Unavailable: state or segments cannot be written.
+            SettingsError: the guardrails that the options name cannot be loaded.
         """
         self.gateway = _open_gateway(self.options, self._resolve_secret, loopback=loopback)
         self._follow()
@@ -236,6 +238,7 @@ def run_worker(
 
     Raises:
         Unavailable: the port is taken, or a folder cannot be written.
+        SettingsError: the guardrails that the options name cannot be loaded.
     """
     listener = listener or bind(host, port)
 
@@ -295,6 +298,8 @@ def resolve_reference(reference: str) -> str:
 def _open_gateway(options: WorkerOptions, resolve_secret: SecretResolver, *, loopback: bool) -> Gateway:
     name = options.worker or f"gateway-{os.getpid()}"
     check_name(name, "worker")
+    services = options.backing
+    guardrails = open_guardrails(services)
     try:
         options.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sessions = SessionTable(options.state_folder / "sessions.tbl")
@@ -309,7 +314,7 @@ def _open_gateway(options: WorkerOptions, resolve_secret: SecretResolver, *, loo
         if snapshot.capture in {"masked", "hashed", "none"}:
             journal.set_capture(snapshot.capture)  # type: ignore[arg-type]  # narrowed by the set above
 
-    services, pool = options.backing, UpstreamPool(options.limits)
+    pool = UpstreamPool(options.limits)
     shared = Shared(
         options.project,
         resolve_secret,
@@ -317,6 +322,7 @@ def _open_gateway(options: WorkerOptions, resolve_secret: SecretResolver, *, loo
         pool,
         KeptAnswers(services, project=options.project, pool=pool, resolve_secret=resolve_secret),
         open_limiter(services, project=options.project, worker=name, folder=folder),
+        guardrails,
     )
     conversations = ConversationDesk(
         options.backing,

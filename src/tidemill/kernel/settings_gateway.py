@@ -166,6 +166,9 @@ class GatewaySettings(Section):
     cache_store: str | None = Field(None, description="redis:// URL of a cache that workers share.")
     cache_bytes: int = Field(32 << 20, ge=1 << 16, description="Memory of the answer cache of a worker.")
     conversations: ConversationSettings = Field(default=ConversationSettings(), description="What /v1/responses keeps.")
+    guardrails: str | None = Field(
+        None, description="module:factory of further guardrails; modules beside the project file are found."
+    )
 
     @model_validator(mode="after")
     def _both_files(self) -> GatewaySettings:

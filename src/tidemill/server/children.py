@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidemill.gateway.backing_options import BackingOptions, ConversationOptions, EmbedderOptions
+from tidemill.gateway.backing_options import (
+    BackingOptions,
+    ConversationOptions,
+    EmbedderOptions,
+    GuardrailOptions,
+)
 from tidemill.kernel.settings import Settings
 from tidemill.server.supervisor import ChildSpec
 
@@ -110,7 +115,27 @@ def gateway_backing(settings: Settings, places: Places) -> BackingOptions:
         cache_url=gateway.cache_store,
         embeddings=embeddings,
         conversations=conversations,
+        guardrails=(
+            GuardrailOptions(factory=gateway.guardrails, folder=str(settings.folder)) if gateway.guardrails else None
+        ),
     )
+
+
+def check_guardrails(settings: Settings, places: Places) -> None:
+    """Load what the endpoints' guardrails need, so that a mistake is told before anything starts.
+
+    Raises:
+        SettingsError: the project's own guardrails cannot be loaded.
+        NotFound: an endpoint names one that nobody knows.
+    """
+    if settings.gateway.guardrails is None and not any(one.guardrails for one in settings.endpoints.values()):
+        return
+    from tidemill.gateway.backing import open_guardrails
+    from tidemill.gateway.guardrails import Guardrails
+
+    known = open_guardrails(gateway_backing(settings, places)) or Guardrails()
+    for endpoint in settings.endpoints.values():
+        known.plan(endpoint.guardrails)
 
 
 def limits_url(settings: Settings) -> str | None:

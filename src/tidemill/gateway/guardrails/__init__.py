@@ -17,7 +17,7 @@ from tidemill.gateway.guardrails.guardrail import (
 )
 from tidemill.gateway.guardrails.hold_back import HoldBack
 from tidemill.gateway.guardrails.pivot import PivotAnswer, PivotRequest
-from tidemill.gateway.guardrails.registry import Guardrails
+from tidemill.gateway.guardrails.registry import Guardrails, load_guardrails
 from tidemill.gateway.guardrails.streams import StreamGuard
 from tidemill.gateway.guardrails.text import OnFinding, TextGuardrail, built_in_guardrails
 
@@ -43,4 +43,5 @@ __all__ = [
     "TextGuardrail",
     "Watch",
     "built_in_guardrails",
+    "load_guardrails",
 ]
