@@ -20,8 +20,10 @@ from starlette.exceptions import HTTPException
 from tidemill import __version__
 from tidemill.kernel import Conflict, NotFound, Unavailable, UserError, Verdict
 from tidemill.releases import Rollout, RolloutEvent, apply_event, explain, list_rollouts, load_rollout
+from tidemill.server.api_slo import add_slo_routes
 from tidemill.server.api_telemetry import add_telemetry
 from tidemill.server.control import ControlPlane
+from tidemill.server.metrics import add_metrics
 
 _STATUS: Final[dict[type[UserError], int]] = {NotFound: 404, Conflict: 409, Unavailable: 503}
 _LOCAL: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -50,6 +52,8 @@ def create_app(control: ControlPlane, *, token: str, lifespan: Any = None) -> Fa
     _add_status(app, control)
     _add_rollouts(app, control)
     add_telemetry(app, control)
+    add_slo_routes(app, control)
+    add_metrics(app, control)
     return app
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
@@ -36,10 +37,11 @@ from tidemill.releases import Rollout, RolloutState, live_release
 from tidemill.safety import mask_pii, routing_keys
 from tidemill.server.children import Deployment, limits_url, read_deployments
 from tidemill.server.files import write_atomically, write_json
+from tidemill.server.forward import Forwarding
 from tidemill.server.settlement import Settlement
 from tidemill.server.supervisor import free_port, is_healthy
 from tidemill.server.watching import Watching
-from tidemill.telemetry import Drainer, SpanStore
+from tidemill.telemetry import Drainer, DrainReport, SpanStore
 
 if TYPE_CHECKING:
     from tidemill.ledger import ArtifactVersion
@@ -92,6 +94,9 @@ class ControlPlane:
         self._rollouts = RolloutDriver(project.ledger, store, lambda digest: digest in self._served, time.time_ns)
         self.watching = Watching(project, store)
         self.monitors = self.watching.monitors
+        self.forwarding = Forwarding(project, store)
+        self.counts: Counter[str] = Counter()  # what was drained since the start, for /metrics
+        self.caught_up_s = time.monotonic()
         self.drained = 0
         self._active: list[Rollout] = []
         self.limits: tuple[Limit, ...] = ()
@@ -109,12 +114,14 @@ class ControlPlane:
             thread = threading.Thread(target=self._loop, args=(look, every_s), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
+        self.forwarding.start()
 
     def stop(self) -> None:
         """End the loops, drain what is there and close the store. What is left is drained after the next start."""
         self._stop.set()
         for thread in self._threads:
             thread.join(_JOIN_S)
+        self.forwarding.stop()
         try:
             self._drain(until_s=time.monotonic() + _LAST_DRAIN_S)
             self.watching.save()
@@ -132,6 +139,7 @@ class ControlPlane:
             while True:
                 report = self._drainer.drain_once()
                 self.drained += report.records
+                self._count(report)
                 for problem in report.problems:
                     _log.warning("drain: %s", problem)
                 ended = self._stop.is_set() if until_s is None else time.monotonic() > until_s
@@ -139,6 +147,17 @@ class ControlPlane:
                     self._settlement.tick()
                 if not report.more or ended:
                     return
+
+    def _count(self, report: DrainReport) -> None:
+        for name, count in (
+            ("drained_records", report.records),
+            ("drain_conflicts", report.conflicts),
+            ("drain_corrupt", report.corrupt),
+            ("drain_content_lost", report.content_lost),
+        ):
+            self.counts[name] += count
+        if not report.more:
+            self.caught_up_s = time.monotonic()
 
     def standing(self) -> list[Standing]:
         """How much of each limit is spent, lent to workers, and left."""
