@@ -6,17 +6,19 @@ import statistics
 from collections.abc import Callable, Mapping
 
 from gateway.peers import LITELLM_KEY, start_litellm, start_tensorzero
-from gateway.rig import KEY, PROXY_CORE, Gateway, Rig, cpu_s, free_port
+from gateway.rig import KEY, PROXY_CORE, Rig, cpu_s, free_port
 from rows import Row
 
 STREAMS = 16
 RATE_PER_S = 1000
+RATE_TURN_S = 10.0
 
 
-def nginx_proxy(rig: Rig, upstream: int, *, buffering: bool) -> tuple[int, int]:
+def nginx_proxy(rig: Rig, upstream: int, *, buffering: bool, workers: int = 1) -> tuple[int, int]:
     """nginx's proxy_pass with kept-alive upstream connections. Returns (port, pid)."""
     port, word = free_port(), "on" if buffering else "off"
-    process = rig.nginx("nginx-proxy.conf", PROXY_CORE, port, UPSTREAM=str(upstream), BUFFERING=word)
+    values = {"UPSTREAM": str(upstream), "BUFFERING": word, "WORKERS": str(workers)}
+    process = rig.nginx("nginx-proxy.conf", PROXY_CORE, port, **values)
     return port, process.pid
 
 
@@ -116,15 +118,22 @@ def throughput_rows(rig: Rig, rounds: int) -> list[Row]:
 
 
 def latency_rows(rig: Rig, rounds: int) -> list[Row]:
-    """What each proxy adds at an even rate, in milliseconds over the upstream asked directly."""
+    """What each proxy adds at an even rate, in milliseconds over the upstream asked directly.
+
+    Everyone has a second to warm up; then come turns of ten seconds, so that a pause that happens once in some seconds
+    is in every figure, as a thousand requests a second for one second could miss it.
+    """
     upstream = rig.plain_upstream()
     nginx, _ = nginx_proxy(rig, upstream, buffering=True)
     gateway = rig.gateway(upstream)
     ports = {"direct": upstream, "nginx": nginx, "gateway": gateway.port}
     found: dict[str, dict[str, list[float]]] = {name: {"p50_ms": [], "p99_ms": []} for name in ports}
-    for _ in range(rounds):
+    for port in ports.values():
+        rig.load(port, rig.body, "open", RATE_PER_S, 1.0)
+    for _ in range(max(3, rounds // 2)):
         for name, port in ports.items():
-            one = rig.load(port, rig.body, "open", RATE_PER_S, rig.seconds)
+            one = rig.load(port, rig.body, "open", RATE_PER_S, RATE_TURN_S)
+            print(f"{name}: p50 {one['p50_ms']:.3f} ms, p99 {one['p99_ms']:.3f} ms", flush=True)
             for figure, values in found[name].items():
                 values.append(one[figure])
     rows = []
@@ -140,15 +149,27 @@ def latency_rows(rig: Rig, rounds: int) -> list[Row]:
 
 
 def scaling_rows(rig: Rig, rounds: int) -> list[Row]:
-    """CPU per request of two workers on one socket beside that of one."""
+    """CPU per request of two workers on one socket beside that of one; nginx, measured alike, is the control.
+
+    Both workers share one core, so what is measured is what a second process costs by itself: fewer requests at each
+    waking, and caches that two share.
+    """
     upstream = rig.plain_upstream()
     one, two = rig.gateway(upstream), rig.gateway(upstream, workers=2)
+    nginx_one, nginx_two = (nginx_proxy(rig, upstream, buffering=True, workers=count) for count in (1, 2))
 
-    def turn(gateway: Gateway) -> Callable[[], float]:
-        return lambda: cpu_us(lambda: rig.wrk(gateway.port, rig.seconds, key=KEY), *gateway.pids)
+    def turn(port: int, *pids: int) -> Callable[[], float]:
+        return lambda: cpu_us(lambda: rig.wrk(port, rig.seconds, key=KEY), *pids)
 
-    found = in_turns({"one": turn(one), "two": turn(two)}, rounds)
+    turns = {
+        "one": turn(one.port, *one.pids),
+        "two": turn(two.port, *two.pids),
+        "nginx one": turn(*nginx_one),
+        "nginx two": turn(*nginx_two),
+    }
+    found = in_turns(turns, rounds)
     ratio = statistics.median(ratios(found, "two", "one"))
+    control = statistics.median(ratios(found, "nginx two", "nginx one"))
     return [
         Row(
             "CPU per request, two workers over one",
@@ -156,6 +177,10 @@ def scaling_rows(rig: Rig, rounds: int) -> list[Row]:
             "ratio",
             "<= 1.15",
             ratio <= 1.15,
-            {"one worker (us)": statistics.median(found["one"]), "two workers (us)": statistics.median(found["two"])},
+            {
+                "one worker (us)": statistics.median(found["one"]),
+                "two workers (us)": statistics.median(found["two"]),
+                "nginx": control,
+            },
         )
     ]

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ _KEPT_SWEEP_S: Final = 10.0
 _CONVERSATIONS_SWEEP_S: Final = 600.0
 _BACKLOG: Final = 1024
 _HASH_KEY_BYTES: Final = 32
+_THREAD_TURN_S: Final = 0.0005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +257,9 @@ def run_worker(
         gc.collect()
         gc.freeze()
         gc.set_threshold(25_000, 20, 20)
+        # While a thread beside the loop computes (leases, the tending of segments), the loop waits this long for its
+        # turn, and may do so at every event.
+        sys.setswitchinterval(_THREAD_TURN_S)
         if ready is not None:
             ready(bound[1] if isinstance(bound, tuple) else 0)
         await stop.wait()
