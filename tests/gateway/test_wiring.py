@@ -50,6 +50,30 @@ def test_every_operation_is_served(start: Start, upstream: ScriptedUpstream) -> 
     assert {span.status for span in spans} == {"ok"}
 
 
+def test_fields_to_leave_out_are_left_out_at_any_dialect(start: Start, upstream: ScriptedUpstream) -> None:
+    options = {"leave_out": "temperature, seed"}
+    gateway = start(route_to(Target(upstream.url, "provider-name", options=options)))
+    with client_of(gateway) as client:
+        asked: dict[str, Any] = {"model": "desk", "messages": ASK, "temperature": 1, "top_p": 0.5, "seed": 3}
+        client.chat.completions.create(**asked)
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    for seen in upstream.seen:
+        assert seen.body.keys() - {"stream", "stream_options"} == {"model", "messages", "top_p"}
+        assert seen.body["model"] == "provider-name"
+
+
+@pytest.mark.parametrize("options", [{}, {"leave_out": "language"}])
+@pytest.mark.parametrize("dialect", ["openai", "vllm"])
+def test_a_form_names_the_targets_model(
+    start: Start, upstream: ScriptedUpstream, dialect: str, options: dict[str, str]
+) -> None:
+    gateway = start(route_to(Target(upstream.url, "provider-name", dialect=dialect, options=options)))
+    with client_of(gateway) as client:
+        client.audio.transcriptions.create(model="desk", file=("speech.wav", b"RIFF" + bytes(200)))
+    assert b"provider-name" in upstream.seen[0].body
+
+
 def test_keys_have_scopes_and_an_end(start: Start, upstream: ScriptedUpstream) -> None:
     gateway = start()
     route = route_to(Target(upstream.url))

@@ -69,6 +69,8 @@ def _translated(
     assert lane.dialect is not None
     if operation.name not in lane.dialect.operations:
         raise UnsupportedOperation(operation.name, lane.dialect.name)
+    if operation.form and lane.target.model is not None:  # dialects pass forms on as they are
+        body = rewritten_form(request, body, lane.target.model)
     provider = lane.dialect.request(operation.name, body, lane.place, lane.credentials, now_s=time())
     lines = [f"POST {provider.path} HTTP/1.1", f"host: {lane.host}"]
     lines += [f"{header}: {value}" for header, value in provider.headers]

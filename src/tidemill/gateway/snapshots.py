@@ -84,7 +84,7 @@ class Lane:
         self.bound_field = b"max_tokens"
         if target.dialect in _OPENAIS and _REASONING.match(target.model or route.endpoint):
             self.bound_field = b"max_completion_tokens"
-        if target.dialect != PASS_THROUGH:
+        if target.dialect != PASS_THROUGH or "leave_out" in target.options:
             self.dialect = dialect(target.dialect)
             self.provider = target.dialect
         self.credentials = Credentials(
