@@ -7,6 +7,7 @@ from tidemill.checks.credentials import check_secrets, find_secrets
 from tidemill.checks.findings import Finding, mask
 from tidemill.checks.overlap import NearDuplicate, NearDuplicates, jaccard, overlap, shingles, words
 from tidemill.checks.pii import check_pii, find_pii
+from tidemill.checks.prescan import may_hold_findings
 from tidemill.checks.quality import QualityRules, check_language, check_quality, detect_language
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "find_secrets",
     "jaccard",
     "mask",
+    "may_hold_findings",
     "overlap",
     "shingles",
     "words",

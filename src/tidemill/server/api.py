@@ -24,6 +24,7 @@ from tidemill.server.api_slo import add_slo_routes
 from tidemill.server.api_telemetry import add_telemetry
 from tidemill.server.control import ControlPlane
 from tidemill.server.metrics import add_metrics
+from tidemill.server.otlp import Senders, mount_otlp
 
 _STATUS: Final[dict[type[UserError], int]] = {NotFound: 404, Conflict: 409, Unavailable: 503}
 _LOCAL: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -54,6 +55,8 @@ def create_app(control: ControlPlane, *, token: str, lifespan: Any = None) -> Fa
     add_telemetry(app, control)
     add_slo_routes(app, control)
     add_metrics(app, control)
+    if control.project.settings.telemetry.otlp.enabled:
+        mount_otlp(app, control.receiving.receiver, Senders(control.project, token))
     return app
 
 

@@ -37,6 +37,7 @@ from tidemill.releases import Rollout, RolloutState, live_release
 from tidemill.safety import mask_pii, routing_keys
 from tidemill.server.children import Deployment, limits_url, read_deployments
 from tidemill.server.files import write_atomically, write_json
+from tidemill.server.otlp import open_receiving
 from tidemill.server.forward import Forwarding
 from tidemill.server.settlement import Settlement
 from tidemill.server.supervisor import free_port, is_healthy
@@ -84,12 +85,15 @@ class ControlPlane:
         self._settlement: Settlement | None = None
         if self._accounts is not None:
             self._settlement = Settlement(self._accounts, project.places.segments, tenant=settings.tenant)
+        self.receiving = open_receiving(project, lambda: self._drainer.waiting_bytes())
         self._drainer = Drainer(
             project.places.segments,
             store,
             mask=mask_pii,
             clock=SystemClock(),
             settle=self._settlement.settle if self._settlement is not None else None,
+            decoder=self.receiving.decoder,
+            refused=self.receiving.receiver.refused,
         )
         self._rollouts = RolloutDriver(project.ledger, store, lambda digest: digest in self._served, time.time_ns)
         self.watching = Watching(project, store)

@@ -6,11 +6,12 @@ what it stores twice is recognised there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tidemill.kernel import Clock, InvalidInput, SystemClock
 from tidemill.telemetry.frames import End, SegmentHeader
@@ -24,10 +25,14 @@ from tidemill.telemetry.reading import (
     read_header,
     read_segment,
 )
+from tidemill.telemetry.receipts import Received
 from tidemill.telemetry.records import Content, Score, Span, interrupted_span
 from tidemill.telemetry.sealing import destroy_secret, shared_secret
 from tidemill.telemetry.segments import HASH_KEY_NAME, KEY_SUFFIX, SEGMENT_SUFFIX
-from tidemill.telemetry.store import Batch, CommitReport, SpanStore
+from tidemill.telemetry.store import Batch, CommitReport, SetAside, SpanStore
+
+if TYPE_CHECKING:
+    from tidemill.telemetry.otlp.decoding import Decoder
 
 _MAX_BATCH_CHARS: Final = 64 << 20
 """A batch is committed early when its texts reach this size, so that memory stays bounded."""
@@ -43,7 +48,10 @@ class DrainReport:
         spans, scores: new ones stored.
         conflicts: records that differ from the one stored first under the same ids.
         interrupted: placeholders stored for calls that a dead writer left open.
+        rejected: records of received requests that were refused, and requests that could not be decoded.
+        implausible: values that were not believed, by kind; their spans are kept.
         corrupt: stretches of a segment that could not be read.
+        torn_bytes: bytes of last records that their writers never completed, and so never acknowledged.
         content_lost: spans whose content could not be decrypted any more.
         files_removed: segments that were drained and removed, with their keys.
         more: the limit was reached; call again.
@@ -55,7 +63,10 @@ class DrainReport:
     scores: int = 0
     conflicts: int = 0
     interrupted: int = 0
+    rejected: int = 0
+    implausible: Mapping[str, int] = field(default_factory=dict)
     corrupt: int = 0
+    torn_bytes: int = 0
     content_lost: int = 0
     files_removed: int = 0
     more: bool = False
@@ -85,11 +96,15 @@ class _Gathered:
     spans: list[Span] = field(default_factory=list)
     raw: list[Span] = field(default_factory=list)
     contents: dict[tuple[str, str], Content] = field(default_factory=dict)
+    late: list[tuple[tuple[str, str], Content]] = field(default_factory=list)
+    rejected: list[SetAside] = field(default_factory=list)
+    implausible: Counter[str] = field(default_factory=Counter)
     seen: set[tuple[str, str]] = field(default_factory=set)
     scores: list[Score] = field(default_factory=list)
     offsets: dict[str, int] = field(default_factory=dict)
     records: int = 0
     corrupt: int = 0
+    torn_bytes: int = 0
     content_lost: int = 0
     chars: int = 0
 
@@ -104,7 +119,10 @@ class Drainer:
             before anything is stored.
         clock: where the time comes from.
         settle: given the spans of each batch as they were written, placeholders included, before the batch is
-            committed. What it raises leaves the batch to the next call, so it sees every span at least once.
+            committed. What it raises leaves the batch to the next call, so it sees every span at least once. Spans
+            that other programs sent are not among them: nobody settles by what they say.
+        decoder: reads what other programs sent; ``None`` leaves such segments alone.
+        refused: takes what receivers have refused since it was last asked; it is set aside with the next batch.
     """
 
     def __init__(
@@ -115,12 +133,17 @@ class Drainer:
         mask: Callable[[str], str],
         clock: Clock | None = None,
         settle: Callable[[Sequence[Span]], None] | None = None,
+        decoder: Decoder | None = None,
+        refused: Callable[[], Sequence[SetAside]] | None = None,
     ) -> None:
         self._segments = segments
         self._store = store
         self._mask = mask
         self._clock = clock or SystemClock()
         self._settle = settle
+        self._decoder = decoder
+        self._refused = refused
+        self._pending: list[SetAside] = []
         self._offsets: dict[str, int] | None = None
         self._headers: dict[Path, tuple[int, SegmentHeader, int]] = {}
         self._gone: list[str] = []
@@ -142,16 +165,16 @@ class Drainer:
             self._offsets = self._store.offsets()
         gathered = _Gathered()
         problems: list[str] = []
-        ended: list[tuple[_Segment, int]] = []
+        ended: list[tuple[_Segment, bool]] = []
         with ExitStack() as locks:
             for segment in self._work(locks, problems):
-                if self._read(segment, gathered, limit) and segment.abandoned:
-                    ended.append((segment, self._leave_behind(segment, gathered)))
+                if self._read(segment, gathered, limit, problems) and segment.abandoned:
+                    ended.append((segment, self._leave_behind(segment, gathered, problems)))
                 if _full(gathered, limit):
                     break
             report = self._commit(gathered)
             for segment, corrupt in ended:
-                self._remove(segment, damaged=corrupt > 0)
+                self._remove(segment, damaged=corrupt)
         self._sweep()
         return DrainReport(
             records=gathered.records,
@@ -159,7 +182,10 @@ class Drainer:
             scores=report.scores,
             conflicts=report.conflicts,
             interrupted=report.interrupted,
+            rejected=len(gathered.rejected),
+            implausible=dict(gathered.implausible),
             corrupt=gathered.corrupt,
+            torn_bytes=gathered.torn_bytes,
             content_lost=gathered.content_lost,
             files_removed=len(ended),
             more=_full(gathered, limit),
@@ -197,11 +223,29 @@ class Drainer:
             self._headers[path] = known
         return known[1], known[2]
 
-    def _read(self, segment: _Segment, gathered: _Gathered, limit: int) -> bool:
+    def waiting_bytes(self) -> int:
+        """Bytes in segments that are not stored yet. Any thread may ask."""
+        offsets = self._offsets or {}
+        waiting = 0
+        for path, (_, header, first) in list(self._headers.items()):
+            with suppress(FileNotFoundError):
+                name = f"{header.writer}/{path.name}#{header.segment_id}"
+                waiting += max(0, path.stat().st_size - offsets.get(name, first))
+        return waiting
+
+    def _read(self, segment: _Segment, gathered: _Gathered, limit: int, problems: list[str]) -> bool:
         """Read on until the batch is full or the segment's end; whether that end was reached."""
         private = segment.header.capture == "masked"
         for record, after in read_segment(segment.path, segment.at):
-            self._take(record, gathered, private=private)
+            if isinstance(record, Received):
+                if self._decoder is None:
+                    problems.append(f"{segment.path} holds what other programs sent, and nothing here decodes it")
+                    return False
+                self._take_received(record, gathered, self._decoder)
+            else:
+                self._take(record, gathered, private=private)
+            if isinstance(record, Corrupt):
+                problems.append(f"{segment.path}: bytes {record.start} to {record.end} are lost: {record.reason}")
             segment.at = after
             gathered.offsets[segment.name] = after
             if _full(gathered, limit):
@@ -212,7 +256,8 @@ class Drainer:
         if not isinstance(record, End):
             gathered.records += 1
         if isinstance(record, Finished):
-            gathered.raw.append(record.span)
+            if record.span.service is None:
+                gathered.raw.append(record.span)
             span = masked_span(record.span, self._mask, self._session_key)
             gathered.spans.append(span)
             gathered.content_lost += record.content_lost
@@ -229,24 +274,48 @@ class Drainer:
         elif isinstance(record, Corrupt):
             gathered.corrupt += 1
 
-    def _leave_behind(self, segment: _Segment, gathered: _Gathered) -> int:
-        """Write placeholders for the calls a dead writer left open; how much of the segment is damaged."""
+    def _take_received(self, received: Received, gathered: _Gathered, decoder: Decoder) -> None:
+        """Decode a request; it counts as many records as were acknowledged, so that batches stay bounded."""
+        decoded = decoder.decode(received)
+        gathered.records += max(1, received.receipt.records)
+        gathered.content_lost += received.body is None
+        gathered.spans += decoded.spans
+        for key, content in decoded.contents.items():
+            if key not in gathered.seen:
+                gathered.contents[key] = content
+                gathered.chars += len(content.input) + len(content.output) + len(content.detail)
+        gathered.seen.update((span.trace_id, span.span_id) for span in decoded.spans)
+        gathered.late += decoded.late
+        gathered.scores += decoded.scores
+        gathered.rejected += decoded.rejected
+        gathered.implausible += decoded.counts
+
+    def _leave_behind(self, segment: _Segment, gathered: _Gathered, problems: list[str]) -> bool:
+        """Write placeholders for the calls a dead writer left open; whether the segment is damaged."""
         remains = inspect_segment(segment.path)
+        gathered.torn_bytes += 0 if remains.damaged_tail else remains.torn_bytes
+        if remains.damaged_tail:
+            gathered.corrupt += 1
+            problems.append(f"{segment.path}: its last {remains.torn_bytes} bytes are lost: the checksum does not fit")
         scope = self._store.scope
         for intent in remains.open_intents:
             placeholder = interrupted_span(intent, project=scope.project, tenant=scope.tenant)
             gathered.raw.append(placeholder)
             gathered.spans.append(masked_span(placeholder, self._mask, self._session_key))
-        return remains.corrupt
+        return remains.corrupt > 0 or remains.damaged_tail
 
     def _commit(self, gathered: _Gathered) -> CommitReport:
-        if not (gathered.offsets or gathered.spans or self._gone):
+        if self._refused is not None:
+            self._pending += self._refused()
+        gathered.rejected += self._pending
+        if not (gathered.offsets or gathered.spans or gathered.rejected or self._gone):
             return CommitReport()
         assert self._offsets is not None
         if self._settle is not None and gathered.raw:
             self._settle(gathered.raw)
-        batch = Batch(gathered.spans, gathered.contents, gathered.scores)
+        batch = Batch(gathered.spans, gathered.contents, gathered.scores, gathered.rejected)
         report = self._store.commit(batch, gathered.offsets, forget=self._gone)
+        self._pending = []
         self._offsets |= gathered.offsets
         for name in self._gone:
             self._offsets.pop(name, None)

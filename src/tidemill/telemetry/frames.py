@@ -32,6 +32,7 @@ KIND_INTENT: Final = 1
 KIND_FINISHED: Final = 2
 KIND_SCORE: Final = 3
 KIND_END: Final = 4
+KIND_RECEIVED: Final = 5
 
 
 class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):

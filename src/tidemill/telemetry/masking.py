@@ -27,16 +27,17 @@ def masked_json(text: str, mask: Mask) -> str:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
         return mask(text)
-    return msgspec.json.encode(_walk(value, mask)).decode()
+    return msgspec.json.encode(masked_value(value, mask)).decode()
 
 
-def _walk(value: Any, mask: Mask) -> Any:
+def masked_value(value: Any, mask: Mask) -> Any:
+    """Mask the strings, keys and long numbers of a decoded JSON value."""
     if isinstance(value, str):
         return mask(value)
     if isinstance(value, list):
-        return [_walk(item, mask) for item in value]
+        return [masked_value(item, mask) for item in value]
     if isinstance(value, dict):
-        return {_walk_key(key, mask): _entry(key, item, mask) for key, item in value.items()}
+        return {masked_key(key, mask): masked_entry(key, item, mask) for key, item in value.items()}
     if isinstance(value, int) and abs(value) >= _LONG_NUMBER:
         digits = str(value)
         masked = mask(digits)
@@ -44,13 +45,15 @@ def _walk(value: Any, mask: Mask) -> Any:
     return value
 
 
-def _walk_key(key: str, mask: Mask) -> str:
+def masked_key(key: str, mask: Mask) -> str:
+    """Mask a name, unless it is a plain identifier."""
     return key if key.isidentifier() else mask(key)
 
 
-def _entry(key: str, value: Any, mask: Mask) -> Any:
+def masked_entry(key: str, value: Any, mask: Mask) -> Any:
+    """Mask what stands under a name; the name may say what it is."""
     if not isinstance(value, str) or key in _PLAIN_KEYS:
-        return _walk(value, mask)
+        return masked_value(value, mask)
     # The key may say what its value is: {"password": "…"}.
     label = f"{key}: "
     masked = mask(label + value)
@@ -58,8 +61,9 @@ def _entry(key: str, value: Any, mask: Mask) -> Any:
 
 
 def masked_content(content: Content, mask: Mask) -> Content:
-    """Mask both sides of what was said."""
-    return Content(masked_json(content.input, mask), masked_json(content.output, mask))
+    """Mask both sides of what was said, and what else came."""
+    detail = masked_json(content.detail, mask) if content.detail else ""
+    return Content(masked_json(content.input, mask), masked_json(content.output, mask), detail)
 
 
 def masked_span(span: Span, mask: Mask, session_key: bytes) -> Span:

@@ -25,6 +25,7 @@ from tidemill.telemetry.frames import (
     KIND_END,
     KIND_FINISHED,
     KIND_INTENT,
+    KIND_RECEIVED,
     KIND_SCORE,
     MAGIC,
     MARKER,
@@ -35,6 +36,7 @@ from tidemill.telemetry.frames import (
     SegmentHeader,
     checksum_start,
 )
+from tidemill.telemetry.receipts import Received, ReceivedWire
 from tidemill.telemetry.records import Content, Intent, Score, Span
 from tidemill.telemetry.sealing import Opener, read_secret
 from tidemill.telemetry.segments import KEY_SUFFIX, FinishedWire, ScoreWire
@@ -67,7 +69,7 @@ class Corrupt:
     reason: str
 
 
-Record = Intent | Finished | Score | Corrupt | End
+Record = Intent | Finished | Score | Received | Corrupt | End
 
 
 def read_header(path: Path) -> tuple[SegmentHeader, int]:
@@ -140,11 +142,13 @@ class Remains:
         open_intents: intents without a finished record in this segment, unless the writer took them to the next one.
         corrupt: stretches that could not be read.
         torn_bytes: bytes of a last record that was never completed.
+        damaged_tail: the last record is there to its end, and its checksum does not fit.
     """
 
     open_intents: tuple[Intent, ...]
     corrupt: int
     torn_bytes: int
+    damaged_tail: bool = False
 
 
 def inspect_segment(path: Path) -> Remains:
@@ -165,8 +169,21 @@ def inspect_segment(path: Path) -> Remains:
                 rotated = record.rotated
             case _:
                 pass
-    torn = path.stat().st_size - end if end else 0
-    return Remains(() if rotated else tuple(open_intents.values()), corrupt, torn)
+    size = path.stat().st_size
+    end = end or read_header(path)[1]
+    whole = size > end and _is_whole(path, end)
+    return Remains(() if rotated else tuple(open_intents.values()), corrupt, size - end, damaged_tail=whole)
+
+
+def _is_whole(path: Path, at: int) -> bool:
+    """Whether a frame's head and length at this offset fit the file, so that it was not cut short but altered."""
+    with path.open("rb") as file:
+        file.seek(at)
+        head = file.read(FRAME_BYTES)
+        if len(head) < FRAME_BYTES:
+            return False
+        marker, _, length, _, _ = FRAME.unpack(head)
+        return bool(marker != MARKER or at + FRAME_BYTES + length <= path.stat().st_size)
 
 
 @contextmanager
@@ -248,6 +265,7 @@ class _Decoder:
         self._opener = Opener(key)
         self._finished = msgspec.msgpack.Decoder(FinishedWire)
         self._score = msgspec.msgpack.Decoder(ScoreWire)
+        self._received = msgspec.msgpack.Decoder(ReceivedWire)
         self._content = msgspec.msgpack.Decoder(Content)
         self._texts = msgspec.msgpack.Decoder(tuple[str | None, str | None])
         self._readers: dict[int, Callable[[bytes], Record]] = {
@@ -255,6 +273,7 @@ class _Decoder:
             KIND_INTENT: msgspec.msgpack.Decoder(Intent).decode,
             KIND_SCORE: self._read_score,
             KIND_END: msgspec.msgpack.Decoder(End).decode,
+            KIND_RECEIVED: self._read_received,
         }
 
     def __call__(self, kind: int, schema: int, payload: bytes, start: int, end: int) -> Record:
@@ -284,3 +303,7 @@ class _Decoder:
             return wire.score
         comment, correction = self._texts.decode(plain)
         return msgspec.structs.replace(wire.score, comment=comment, correction=correction)
+
+    def _read_received(self, payload: bytes) -> Received:
+        wire = self._received.decode(payload)
+        return Received(wire.receipt, self._opener.open(wire.count, wire.sealed, wire.receipt.about))
