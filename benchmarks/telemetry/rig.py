@@ -160,7 +160,7 @@ class Bench:
             return get(f"{base}/health", {}) is not None
 
         def stored() -> int:
-            groups = get(f"{base}/api/v1/series?measure=requests&roots_only=false", headers())
+            groups = get(f"{base}/api/v1/series?measure=requests&spans=true", headers())
             return int(sum(row["values"]["requests"] or 0 for row in groups["rows"])) if groups else 0
 
         self.wait_until(ready, process, name)
