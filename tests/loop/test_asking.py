@@ -16,6 +16,7 @@ from tidemill.loop.asking import (
     SeriesQuestion,
     SessionsQuestion,
     conditions,
+    fixed,
     parameters,
     parse_condition,
     parse_duration_s,
@@ -172,6 +173,13 @@ def test_questions_become_queries() -> None:
     )
     assert (series.measures, series.group_by, series.every_s) == ((Measure("requests"),), ("status",), 3600)
     assert session_query(SessionsQuestion(limit=3), (), now_ns=NOW_NS).limit == 3
+
+
+@given(st.integers(-(10**12), 4 * 10**12).map(lambda at_ms: at_ms * 10**6))
+def test_a_question_with_fixed_times_means_the_same_later(now_ns: int) -> None:
+    asked = fixed(FollowQuestion(since="2h", until="30m"), now_ns=now_ns)
+    assert times(asked, now_ns=0) == (now_ns - 2 * HOUR_NS, now_ns - HOUR_NS // 2)
+    assert fixed(FollowQuestion(), now_ns=now_ns) == FollowQuestion()
 
 
 def test_questions_that_have_no_answer() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tidemill.cli.from_traces import from_traces
 from tidemill.cli.output import HERE, JsonOption, ProjectOption, print_json, print_table, project_at, say
 from tidemill.cli.views import find_version, labels_text, list_versions, moment, run_with_bar, version_json
 from tidemill.kernel import ArtifactKind
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Data sets: immutable versions whose rows know their source.\n\nExample: tidemill data build helpdesk",
 )
+app.command("from-traces")(from_traces)
 RefArgument = Annotated[str, typer.Argument(help="Data set: NAME, NAME@7, dataset/NAME@label or a digest.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +54,7 @@ def export(
     Example: tidemill trace export slow.jsonl --spans --content --where 'duration_s > 5'
     """
     from tidemill.cli.traces import telemetry_of
-    from tidemill.loop.asking import FollowQuestion
+    from tidemill.loop.asking import FollowQuestion, fixed
     from tidemill.loop.exporting import export_spans, format_of
 
     kind = format_of(file, as_format)
@@ -62,7 +63,7 @@ def export(
     options = which(
         where, text=text, since=since, until=until, endpoint=endpoint, release=release, status=status, spans=spans
     )
-    asked = FollowQuestion(**options, content=content)
+    asked = fixed(FollowQuestion(**options, content=content), now_ns=time.time_ns())
     with (
         project_at(project) as opened,
         telemetry_of(opened) as telemetry,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import NoneType
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
@@ -56,6 +56,7 @@ _CONDITION: Final = re.compile(
     re.DOTALL,
 )
 _NS: Final = 1_000_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MOST_ROWS: Final = 10_000
 _LEAST_STEP_S: Final = 1.0
 #: Digits of a Unix time in seconds, milliseconds, microseconds and nanoseconds, for this and the next two centuries.
@@ -75,6 +76,9 @@ class Which(BaseModel):
     release: str | None = Field(None, description="Only answers of this release: NAME@7 or a digest.")
     status: str | None = Field(None, description="Only requests that ended so.")
     spans: bool = Field(False, description="All spans, not only those that stand for a whole request.")
+
+
+_Question = TypeVar("_Question", bound=Which)
 
 
 class ListQuestion(Which):
@@ -247,7 +251,7 @@ def parse_moment(text: str, *, now_ns: int) -> int:
         raise InvalidInput(
             f"'{text}' is no moment: write how long ago (30m, 2h, 7d) or a date (2026-11-24, 2026-11-24T10:00)."
         )
-    return int(at.timestamp()) * _NS + at.microsecond * 1000
+    return (at - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def conditions(question: Which, *, now_ns: int) -> tuple[Condition, ...]:
@@ -331,6 +335,12 @@ def times(question: Which, *, now_ns: int) -> tuple[int | None, int | None]:
     return since_ns, until_ns
 
 
+def fixed(question: _Question, *, now_ns: int) -> _Question:
+    """The question with its times as dates: asked page by page, ``2h`` would mean another moment at each."""
+    since_ns, until_ns = times(question, now_ns=now_ns)
+    return question.model_copy(update={"since": _date(since_ns), "until": _date(until_ns)})
+
+
 def write_cursor(started_at_ns: int, ingest_seq: int) -> str:
     """The place of a span in the order of a list."""
     return f"{started_at_ns}.{ingest_seq}"
@@ -346,6 +356,10 @@ def read_cursor(text: str) -> tuple[int, int]:
     if not (re.fullmatch(r"-?[0-9]{1,20}", started) and re.fullmatch(r"[0-9]{1,20}", seq)):
         raise InvalidInput(f"'{text[:80]}' is no cursor: give the 'next' of the page before.")
     return int(started), int(seq)
+
+
+def _date(at_ns: int | None) -> str | None:
+    return None if at_ns is None else (_EPOCH + timedelta(microseconds=at_ns // 1000)).isoformat()
 
 
 def _iso(text: str) -> datetime | None:

@@ -46,7 +46,8 @@ def follow(ledger: Ledger, store: SpanStore | None, ref: str) -> dict[str, Any]:
 
 def _trace(ledger: Ledger, store: SpanStore | None, trace_id: str) -> dict[str, Any]:
     references = store.references([trace_id]) if store is not None else []
-    if not references:
+    below = ledger.lineage.row_descendants(RowId(f"trace:{trace_id}"))
+    if not references and not below.edges:
         raise NotFound(
             f"No answer with trace id '{trace_id}' is known to have used anything.",
             hint="List the newest traces: tidemill trace list",
@@ -65,7 +66,25 @@ def _trace(ledger: Ledger, store: SpanStore | None, trace_id: str) -> dict[str, 
     graphs += [ledger.lineage.ancestors(Digest(digest)) for digest in artifacts]
     for graph in graphs:
         _merge(nodes, edges, graph)
+    _merge_data(ledger, nodes, edges, below, trace_id)
     return _answer(trace_id, "trace", nodes, edges, [])
+
+
+def _merge_data(
+    ledger: Ledger,
+    nodes: dict[str, dict[str, str]],
+    edges: dict[tuple[str, str, str], None],
+    below: LineageGraph,
+    trace_id: str,
+) -> None:
+    """Rows of data sets that were drawn from a trace, and the versions that hold them."""
+    for node in below.nodes:
+        if node.node_id != f"trace:{trace_id}":
+            nodes.setdefault(node.node_id, {"id": node.node_id, "kind": "row", "label": node.node_id})
+            for version in ledger.lineage.versions_holding(RowId(node.node_id)):
+                nodes[version.digest] = {"id": version.digest, "kind": version.kind.value, "label": str(version.ref)}
+    for child, parent, role in below.edges:
+        edges[child, trace_id if parent == f"trace:{trace_id}" else parent, role] = None
 
 
 def _artifact(ledger: Ledger, store: SpanStore | None, ref: str) -> dict[str, Any]:
