@@ -29,7 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str, str]]] = {
     "gateway": ("run", "gateway", "Run one gateway worker alone.", "Run"),
     "runtime": ("run", "runtime", "Run the local model server alone.", "Run"),
     "models": ("models", "app", "Models of the catalogue: list, pull, show.", "Make"),
-    "data": ("data", "app", "Data sets: build, list, show, rows.", "Make"),
+    "data": ("data", "app", "Data sets: build, from-traces, list, show, rows.", "Make"),
     "index": ("index", "app", "Search indexes: build, list, search.", "Make"),
     "prompt": ("prompt", "app", "Prompts: list, show, diff, label.", "Make"),
     "eval": ("evaluate", "app", "Evaluations: run, list, show.", "Prove"),
