@@ -161,7 +161,7 @@ def add_metrics(app: FastAPI, control: ControlPlane) -> None:
     registry = CollectorRegistry()
     registry.register(ControlCollector(control))
 
-    @app.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response)
+    @app.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response, response_model=None)
     def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
