@@ -45,6 +45,8 @@ COMMANDS: Final[dict[str, tuple[str, str, str, str]]] = {
     "keys": ("keys", "app", "API keys of the gateway: issue, rotate, list, revoke.", "Deploy"),
     "limits": ("limits", "limits", "Show what is spent of each rate limit and budget.", "Deploy"),
     "monitor": ("observe", "monitor_app", "Monitors and their alarms.", "Watch"),
+    "slo": ("slo", "slo_app", "Objectives: list, status, export, forecast.", "Watch"),
+    "dashboards": ("slo", "dashboards_app", "Dashboards and rules for Grafana and Prometheus: export.", "Watch"),
     "trace": (
         "tracing",
         "trace_app",

@@ -93,6 +93,20 @@ def load_state(path: Path | None, *, identity: str) -> Mapping[str, Any]:
     return document
 
 
+def state_file(state: Path) -> Path:
+    """Where the places reached are kept, in a project's state folder."""
+    return state / "monitoring.json"
+
+
+def kept_anywhere(state: Path) -> Mapping[str, Any]:
+    """What was kept last in a project's state folder, whichever span store it belongs to; for looking, not going on."""
+    try:
+        document = json.loads(state_file(state).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) and document.get("format") == _FORMAT else {}
+
+
 def state_document(states: Mapping[str, Any], *, identity: str) -> dict[str, Any]:
     """A state file's content: the states by name, and the span store they belong to."""
     return {"format": _FORMAT, "store": identity, **states}

@@ -70,6 +70,34 @@ def slo_of(name: str, settings: SloSettings) -> Slo:
     )
 
 
+def shown(slo: Slo, state: SloState, now_s: float) -> dict[str, Any]:
+    """An objective with its budget, its burn and its alarms at a moment, as a plain JSON object."""
+    return {
+        "slo": slo.as_json(),
+        "promise": slo.promise,
+        "budget": report(slo, state, now_s).as_json(),
+        "events": state.events,
+        "bad": state.bad,
+        "days": state.counts.days(now_s, min(_PICTURE_DAYS, max(1, int(slo.window_days)))),
+        "alarms": {
+            severity: {
+                "firing": burn.firing,
+                "fired_at_s": burn.fired_at_s,
+                "count": burn.alarms,
+                "statistic": burn.detector.value,
+                "horizon_bins": burn.detector.horizon,
+            }
+            for severity, burn in state.burns.items()
+        },
+    }
+
+
+def kept_state(slo: Slo, kept: Mapping[str, Any]) -> SloState | None:
+    """The state of an objective in what ``SloDriver.kept`` gave; ``None`` if it is not there, or was another's."""
+    found = kept.get(slo.name)
+    return SloState.from_json(found["state"]) if found is not None and found["slo"] == slo.as_json() else None
+
+
 class SloDriver:
     """Evaluates objectives, one look at a time.
 
@@ -110,31 +138,7 @@ class SloDriver:
 
     def states(self) -> list[dict[str, Any]]:
         """Each objective with its budget, its burn and its alarms, for people and pages."""
-        now_s = self._now_s()
-        found = []
-        for watched in list(self._watched):
-            slo, state = watched.slo, watched.state
-            found.append(
-                {
-                    "slo": slo.as_json(),
-                    "promise": slo.promise,
-                    "budget": report(slo, state, now_s).as_json(),
-                    "events": state.events,
-                    "bad": state.bad,
-                    "days": state.counts.days(now_s, min(_PICTURE_DAYS, max(1, int(slo.window_days)))),
-                    "alarms": {
-                        severity: {
-                            "firing": burn.firing,
-                            "fired_at_s": burn.fired_at_s,
-                            "count": burn.alarms,
-                            "statistic": burn.detector.value,
-                            "horizon_bins": burn.detector.horizon,
-                        }
-                        for severity, burn in state.burns.items()
-                    },
-                }
-            )
-        return found
+        return [shown(one.slo, one.state, self._now_s()) for one in list(self._watched)]
 
     def kept(self) -> dict[str, Any]:
         """The states by objective, as JSON, with the place each has reached."""
@@ -150,9 +154,9 @@ class SloDriver:
         }
 
     def _begin(self, slo: Slo, kept: Mapping[str, Any] | None) -> _Watched:
-        watched = _Watched(slo, SloState.start(slo))
-        if kept is not None and kept["slo"] == slo.as_json():
-            watched.state = SloState.from_json(kept["state"])
+        state = kept_state(slo, {slo.name: kept} if kept is not None else {})
+        watched = _Watched(slo, state or SloState.start(slo))
+        if state is not None and kept is not None:
             watched.seq, watched.bin_index = kept["seq"], kept["bin_index"]
             watched.incidents = set(kept["incidents"])
         subject = f"slo/{slo.name}"

@@ -7,11 +7,10 @@ crash in between is made good by reading the spans since then once more, and ala
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.kernel import Clock, SystemClock
-from tidemill.loop.feed import SpanFeed, load_state, state_document, store_identity
+from tidemill.loop.feed import SpanFeed, load_state, state_document, state_file, store_identity
 from tidemill.loop.monitors import MonitorDriver
 from tidemill.loop.slos import SloDriver, slo_of
 from tidemill.server.files import write_json
@@ -68,8 +67,3 @@ class Watching:
             return
         write_json(self._path, state_document(states, identity=self._identity))
         self._saved = states
-
-
-def state_file(state: Path) -> Path:
-    """Where the state is kept, below a project's state folder."""
-    return state / "monitoring.json"
