@@ -64,6 +64,11 @@ What is kept of every request. Names follow OpenTelemetry's GenAI conventions wh
 `tidemill.telemetry.records` by `make docs`. How records lie in files before they are stored: [the segment
 log](segment-log.md).
 
+A request has one span of its own, whose `operation` is what was asked. Each attempt beside the one that decided, a retry's
+or a hedge's, has a span with `operation` `attempt` below it: its target, when, why it came to nothing (`error_type`,
+`hedge_lost` for the slower of two), and what it may cost. They are no requests: counts, errors and percentiles leave them
+out, and their cost is a part of the request's.
+
 """
 
 
@@ -74,10 +79,13 @@ def api_pages() -> dict[Path, str]:
 
 def rest_page() -> str:
     """The REST API, from the application's own OpenAPI description."""
+    from tidemill.kernel.settings import parse_settings
     from tidemill.server.api import create_app
 
     # Routes are made from the application alone; nothing is asked of the control plane before a request comes.
-    absent: Any = SimpleNamespace(project=SimpleNamespace(ledger=None), store=None)
+    settings = parse_settings({"project": "docs", "telemetry": {"otlp": {"enabled": False}}})  # it has a page of its own
+    project = SimpleNamespace(ledger=None, settings=settings)
+    absent: Any = SimpleNamespace(project=project, store=None)
     description = create_app(absent, token="").openapi()
     lines = [_API]
     for path, methods in description["paths"].items():

@@ -40,9 +40,14 @@ format and the provider's; evaluation and judges use the same translation as the
 
 ## Options of a target
 
+They stand in the project file under `models.NAME.options`, as texts.
+
 | dialect | option | meaning |
 |---|---|---|
-| all | `leave_out` | fields not to send, by commas |
+| all | `leave_out` | fields not to send, by commas; at `anthropic`, `gemini` and `bedrock` also those inside others, with their path |
+| all | `tls_ca` | file with the certificates that the server's may be signed by, in place of the system's |
+| all | `tls_certificate`, `tls_key` | files with the certificate, and its key, that the gateway shows to the server |
+| `openai` | `stream_usage` | `off`: a stream's usage is not asked for where the client did not; tokens are then counted here |
 | `azure` | `api_version` | a dated version, e.g. `2024-10-21`; without it the base URL ends in `/openai/v1` |
 | `azure` | `deployment` | the deployment's name; the target's model when left out |
 | `azure` | `auth` | `api-key` (default) or `bearer`, for a token of Entra ID |
@@ -50,6 +55,40 @@ format and the provider's; evaluation and judges use the same translation as the
 | `anthropic` | `thinking` | `adaptive` (default), or `budget` for models that take a number of thinking tokens |
 | `anthropic` | `api_version`, `beta` | the headers `anthropic-version` (2023-06-01) and `anthropic-beta` |
 | `bedrock` | `region` | where the host does not tell it |
+
+The files of `tls_…` are whole paths, in PEM, readable by the gateway's workers; the key may stand in the certificate's
+file. A file that is replaced holds for the next connection.
+
+A target that needs several of them:
+
+<!-- file: tidemill.yaml -->
+```yaml
+project: desk
+models:
+  inside:
+    url: https://models.example.internal/v1
+    options:
+      tls_ca: /etc/desk/ca.pem
+      tls_certificate: /etc/desk/gateway.pem
+      tls_key: /etc/desk/gateway.key
+      stream_usage: "off"
+      leave_out: "user, seed"
+releases:
+  desk:
+    model: inside
+endpoints:
+  helpdesk:
+    release: desk
+```
+
+```python
+from pathlib import Path
+
+from tidemill.kernel.settings import load_settings
+
+options = load_settings(Path()).models["inside"].options
+assert options["stream_usage"] == "off" and options["leave_out"] == "user, seed"
+```
 
 ## Messages
 
