@@ -31,6 +31,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "tidemill.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         DOCS / "explanation" / "rollouts.md": rollouts_page(),
         **_beside("generate_api").api_pages(),
+        **_beside("generate_monitoring").monitoring_pages(DOCS),
         **_beside("generate_providers").provider_pages(DOCS),
     }
 
