@@ -17,6 +17,7 @@ _GroupKey: TypeAlias = tuple[Any, ...]
 _MOST_GROUPS: Final = 40
 _MOST_LABEL: Final = 32
 _BAR_COLUMNS: Final = 16
+_MOST_WIDE: Final = 4
 _COLOURS: Final = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _COUNTED: Final = ("requests", "errors")
 
@@ -42,7 +43,8 @@ def over_time(
     for measure in series["measures"]:
         lines = {key: _filled(rows, measure, min(starts), step_ns, steps) for key, rows in groups.items()}
         parts += _chart(measure, lines, labels, label_columns, width, ascii_only=ascii_only)
-    columns = min(steps, _chart_columns(width, label_columns))
+    room = _chart_columns(width, label_columns)
+    columns = min(steps * _wide(steps, room), room)
     first, last = (step_name(at, series["every_s"]) for at in (min(starts), max(starts)))
     axis = first + (last.rjust(columns - len(first)) if columns > len(first) + len(last) + 1 else f" … {last}")
     parts.append(Text(" " * (label_columns + 2) + axis + " UTC", "dim", no_wrap=True))
@@ -141,11 +143,13 @@ def _chart(
     most = max(present, default=0.0)
     parts: list[RenderableType] = [Text.assemble((measure, "bold"), (f"  up to {number(measure, most)}", "dim"))]
     columns = _chart_columns(width, label_columns)
+    wide = _wide(max(len(values) for values in lines.values()), columns)
     for place, (key, values) in enumerate(list(lines.items())[:_MOST_GROUPS]):
         known = [value for value in values if value is not None]
         line = Text(labels[key].ljust(label_columns) + "  ", no_wrap=True, overflow="crop")
-        drawn = sparkline(values, most=most, columns=columns, ascii_only=ascii_only)
-        line.append(drawn.ljust(min(len(values), columns)), _COLOURS[place % len(_COLOURS)])
+        steps = [value for value in values for _ in range(wide)]
+        drawn = sparkline(steps, most=most, columns=columns, ascii_only=ascii_only)
+        line.append(drawn, _COLOURS[place % len(_COLOURS)])
         low, high = (number(measure, value) for value in (min(known, default=None), max(known, default=None)))
         line.append(f"  {low} – {high}" if low != high else f"  {high}", "dim")
         parts.append(line)
@@ -155,6 +159,11 @@ def _chart(
 
 def _chart_columns(width: int, label_columns: int) -> int:
     return max(8, width - label_columns - 26)  # the range stands on the right
+
+
+def _wide(steps: int, columns: int) -> int:
+    """Columns of a step: a few steps are drawn wider."""
+    return max(1, min(_MOST_WIDE, columns // steps))
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[_GroupKey, list[Mapping[str, Any]]]:
