@@ -124,8 +124,10 @@ class Content(msgspec.Struct, frozen=True, array_like=True, gc=False):
     detail: str = ""
 
 
-class Intent(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+class Intent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is known before the upstream call; it becomes an ``interrupted`` span if its writer dies first.
+
+    Name the fields when making one, as of ``Span``.
 
     Args:
         attributes: what the span is to carry even then, e.g. what the call has reserved of its limits.

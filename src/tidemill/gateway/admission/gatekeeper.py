@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Final
 
 from tidemill.gateway.admission.caps import Gate
@@ -15,7 +14,7 @@ from tidemill.kernel.routing_policy import Caps
 from tidemill.telemetry.records import AttributeValue
 
 _SHORTEST_S: Final = 0.0001
-_NOTHING: Final[Mapping[str, AttributeValue]] = MappingProxyType({})
+_NOTHING: Final[dict[str, AttributeValue]] = {}
 
 
 class Admission:
@@ -198,7 +197,7 @@ class _Passage:
         self._admission.let_in(gate)
 
     @property
-    def attributes(self) -> Mapping[str, AttributeValue]:
+    def attributes(self) -> dict[str, AttributeValue]:
         known = _NOTHING if self._reservation is None else self._reservation.attributes
         return {**known, "tidemill.queued_s": round(self.waited_s, 6)} if self.waited_s > _SHORTEST_S else known
 

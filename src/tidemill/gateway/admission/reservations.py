@@ -16,6 +16,7 @@ from tidemill.gateway.admission.seams import Needs, Reservation
 from tidemill.gateway.answers import Refusal
 from tidemill.kernel import LimitUnit
 from tidemill.ledger.accounts import ADMITTED_AT, CHARGES, USED, portions
+from tidemill.telemetry.records import AttributeValue
 
 if TYPE_CHECKING:
     from tidemill.gateway.admission.desks import LeaseDesk
@@ -50,7 +51,7 @@ class LeasedReservation:
         self._held = parts
         self._admitted_at_s = admitted_at_s
         self._over = False
-        self.attributes: dict[str, str | float] = {CHARGES: f"[{charges}]", ADMITTED_AT: admitted_at_s}
+        self.attributes: dict[str, AttributeValue] = {CHARGES: f"[{charges}]", ADMITTED_AT: admitted_at_s}
 
     @property
     def _parts(self) -> Sequence[Part]:
@@ -200,7 +201,7 @@ class SeveralReserves(LeasedReservation):
 class Unlimited:
     """What a call holds that no limit counts."""
 
-    attributes: Final[Mapping[str, str | float]] = {}
+    attributes: Final[dict[str, AttributeValue]] = {}
 
     def first_token(self, elapsed_s: float) -> None:
         """Limits do not listen to this."""

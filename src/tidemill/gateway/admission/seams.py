@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -57,8 +57,11 @@ class Ticket(Protocol):
     """A call that is let in. ``settle`` or ``cancel`` must be called once; a second call changes nothing."""
 
     @property
-    def attributes(self) -> Mapping[str, AttributeValue]:
-        """What belongs on the intent (read before ``settle``) and on the finished span (read after it)."""
+    def attributes(self) -> dict[str, AttributeValue]:
+        """What belongs on the intent (read before ``settle``) and on the finished span (read after it).
+
+        Nobody writes to it: what changes is another object, for an open intent keeps the one it was made with.
+        """
         ...
 
     def first_token(self, elapsed_s: float) -> None:
