@@ -26,6 +26,7 @@ ATTEMPT: Final = "attempt"
 """The operation of spans that stand for one attempt of a request, so that nobody counts them as requests."""
 
 _TAIL_BYTES: Final = 16 * 1024
+_NOTHING: Final[dict[str, AttributeValue]] = {}  # nobody writes to the attributes of an intent
 _MAYBE_CHARGED: Final = frozenset((Cause.LOST, Cause.TIMEOUT, Cause.MALFORMED, Cause.EVENT, Cause.DEADLINE))
 
 
@@ -138,24 +139,26 @@ class Recording(Pursuit):
             self.guarding.stop()
 
     def _intent(self) -> Intent:
-        identity, session = self.identity, self._session
-        return Intent(
-            trace_id=identity.trace_id,
-            span_id=identity.span_id,
-            parent_span_id=identity.parent_span_id,
-            started_at_ns=self._started_ns,
-            name=f"{self.operation.name} {self.asked.model}",
-            operation=self.operation.name,
-            endpoint=self.junction.route.endpoint,
-            release=self.lane.release.release,
-            assigned_release=session.release,
-            arm=self.lane.arm,
-            session_id=session.session_id,
-            user_key=self._user_key,
-            request_model=self.asked.model,
-            stream=self.streamed,
-            rollout=self.junction.route.rollout if session.in_rollout else None,
-            attributes=dict(self.ticket.attributes) if self.ticket is not None else {},
+        identity, session, lane, ticket = self.identity, self._session, self.lane, self.ticket
+        operation, model, route = self.operation.name, self.asked.model, self.junction.route
+        return Intent(  # by place: see Span
+            identity.trace_id,
+            identity.span_id,
+            self._started_ns,
+            identity.parent_span_id,
+            f"{operation} {model}",
+            operation,
+            route.endpoint,
+            lane.release.release,
+            session.release,  # assigned_release
+            lane.arm,
+            session.session_id,
+            self._user_key,
+            None,  # provider: not known before an attempt
+            model,  # request_model
+            self.streamed,
+            route.rollout if session.in_rollout else None,
+            ticket.attributes if ticket is not None else _NOTHING,
         )
 
     def _record(
@@ -260,8 +263,6 @@ class Recording(Pursuit):
             attributes["tidemill.attempts"] = self._made
         if self._branch.only is None:
             attributes["tidemill.target"] = self.lane.name
-        if self.ticket is not None:
-            attributes.update(self.ticket.attributes)
         if self.guarding is not None:
             attributes.update(self.guarding.watch.attributes)
         if self.conversation is not None and self.conversation.kept is not None:
@@ -277,9 +278,10 @@ class Recording(Pursuit):
         cost: float | None,
     ) -> Span:
         identity, session, lane, junction = self.identity, self._session, self.lane, self.junction
+        if self.ticket is not None:
+            self._attributes.update(self.ticket.attributes)
         if (
             self._made != 1
-            or self.ticket is not None
             or self.guarding is not None
             or self.conversation is not None
             or identity.parent_span_id is not None

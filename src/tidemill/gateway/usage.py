@@ -160,7 +160,8 @@ def images_in(body: bytes) -> int:
     Args:
         body: the whole request in the pivot's format; 0 for one that is no JSON.
     """
-    if b"image" not in body:
+    # An image is a part of a message: a list inside the list of messages. Looking for one sign is a tenth of the cost.
+    if body.find(b"[", body.find(b"[") + 1) < 0 or b"image" not in body:
         return 0
     try:
         return count_images(bytes(_request.decode(body).messages))

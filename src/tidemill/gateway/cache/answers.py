@@ -25,6 +25,7 @@ from tidemill.telemetry.records import AttributeValue
 CACHED_OPERATIONS: Final = frozenset(("chat", "text_completion", "embeddings", "moderation"))
 _SAMPLED: Final = frozenset(("chat", "text_completion"))
 _COMPLETE: Final = frozenset(("stop", "length"))
+_STOPPED: Final = ("stop",)
 _DEFAULT_TEMPERATURE: Final = 1.0  # OpenAI's, where a request names none
 _SEEDS_MOST: Final = 4096
 _EVENT_STREAM: Final = b"text/event-stream"
@@ -173,10 +174,15 @@ class AnswerCache:
                 return None
         elif call.operation not in CACHED_OPERATIONS:
             return None
-        per_user = self._policy.per_user
-        place = (call.operation, call.release, call.key_name if per_user else "", call.user if per_user else None)
-        seed = self._seeds.get(place) or self._seed(place)
-        digest = exact_digest(seed, call.body, stream=call.stream, user=call.user, per_user=per_user)
+        user = call.user
+        if self._policy.per_user:
+            place = (call.operation, call.release, call.key_name, user)
+            seed = self._seeds.get(place) or self._seed(place)
+            digest = exact_digest(seed, call.body, stream=call.stream, user=user, per_user=True)
+        else:
+            place = (call.operation, call.release, "", None)
+            seed = self._seeds.get(place) or self._seed(place)
+            digest = exact_digest(seed, call.body, stream=call.stream, user=user, per_user=False)
         if call.cache_control is None:
             return CacheKey(digest, seed, call)
         return _controlled(CacheKey(digest, seed, call), call.cache_control)
@@ -184,6 +190,8 @@ class AnswerCache:
     def look(self, key: CacheKey) -> CachedAnswer | None:
         """This worker's answer to the very same request."""
         if key.fresh:
+            return None
+        if key.digest not in self._store:
             return None
         now_s = self._now()
         kept = self._store.get(key.digest, now_s)
@@ -233,6 +241,8 @@ class AnswerCache:
         kept = Kept(body, streamed, now_s, now_s + self._policy.ttl_s, trace_id, usage)
         if not self._store.put(key.digest, kept):
             return False
+        if not self.has_further:
+            return True
         if self._second is not None:
             self._second.put(self._route.tenant, key.digest, kept)
         question = self._question(key)
@@ -263,9 +273,14 @@ class AnswerCache:
     def _keepable(self, call: CacheCall, body: bytes, finish_reasons: tuple[str, ...]) -> bool:
         if call.operation not in _SAMPLED:
             return True
-        if len(finish_reasons) < max(1, call.choices) or not _COMPLETE.issuperset(finish_reasons):
+        if (finish_reasons != _STOPPED or call.choices > 1) and (
+            len(finish_reasons) < max(1, call.choices) or not _COMPLETE.issuperset(finish_reasons)
+        ):
             return False
-        # What a tool call sets off must not be set off again because another client asked the same.
+        # What a tool call sets off must not be set off again because another client asked the same. Its calls are a
+        # list inside the list of choices; looking for one sign is a tenth of the cost.
+        if body.find(b"[", body.find(b"[") + 1) < 0:
+            return True
         return b'"tool_calls"' not in body or not _calls_tools(body)
 
     def _give(self, key: CacheKey, kept: Kept, now_s: float, similarity: float | None = None) -> CachedAnswer | None:

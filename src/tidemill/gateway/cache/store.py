@@ -61,6 +61,9 @@ class AnswerStore:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._entries
+
     def get(self, digest: bytes, now_s: float) -> Kept | None:
         """The answer under a key, unless it has run out; it counts as used."""
         kept = self._entries.get(digest)
@@ -74,13 +77,16 @@ class AnswerStore:
 
     def put(self, digest: bytes, kept: Kept) -> bool:
         """Keep an answer, in place of an older one under the same key. Returns whether it is kept."""
-        if len(kept.body) > self.max_answer_bytes or kept.weight > self.max_bytes:
+        size, entries = len(kept.body), self._entries
+        weight = size + ENTRY_BYTES
+        if size > self.max_answer_bytes or weight > self.max_bytes:
             return False
-        self.drop(digest)
-        self._entries[digest] = kept
-        self.bytes += kept.weight
-        while self.bytes > self.max_bytes or len(self._entries) > self.max_entries:
-            _, oldest = self._entries.popitem(last=False)
+        if digest in entries:
+            self.drop(digest)
+        entries[digest] = kept
+        self.bytes += weight
+        while self.bytes > self.max_bytes or len(entries) > self.max_entries:
+            _, oldest = entries.popitem(last=False)
             self.bytes -= oldest.weight
             self.evicted += 1
         return True
