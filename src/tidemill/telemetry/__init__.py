@@ -94,6 +94,6 @@ def open_span_store(path: Path, scope: Scope) -> SpanStore:
     Raises:
         Unavailable: another process holds the file, or it cannot be read.
     """
-    from tidemill.telemetry.duckdb_store import DuckDBSpanStore
+    from tidemill.telemetry.spans.embedded import DuckDBSpanStore
 
     return DuckDBSpanStore(path, scope)
