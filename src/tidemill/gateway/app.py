@@ -15,7 +15,8 @@ from tidemill.gateway.answers import Refusal
 from tidemill.gateway.backing import ConversationDesk
 from tidemill.gateway.delivery import Client
 from tidemill.gateway.exchange import Exchange
-from tidemill.gateway.front import Front, Request
+from tidemill.gateway.failures import fault, too_deep
+from tidemill.gateway.front import Call, Front, Request
 from tidemill.gateway.metrics import Metrics
 from tidemill.gateway.operations import COUNT_TOKENS, MESSAGES, OPERATIONS, RESPONSES, TRANSLATED, Operation
 from tidemill.gateway.pages import Pages
@@ -122,14 +123,14 @@ class Gateway:
 
     def handle(self, front: Front, request: Request) -> None:
         """Answer a request, or start the exchange that will."""
-        known = request.known
-        if known is not None:
-            course = known.memory
-            if course is not None and self._follow(front, request, course):
-                return
-        operation = OPERATIONS.get(request.target)
         spoken = PIVOT
         try:
+            known = request.known
+            if known is not None:
+                course = known.memory
+                if course is not None and self._follow(front, request, course):
+                    return
+            operation = OPERATIONS.get(request.target)
             self._check_caller(request)
             if operation is None and request.method == b"POST":
                 path = request.target.partition(b"?")[0]
@@ -143,6 +144,19 @@ class Gateway:
                 self._pages.serve(front, request)
         except Refusal as refusal:
             self.refuse(front, request, refusal, spoken.dialect)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            self._faulted(front, request, error, spoken.dialect)
+
+    def _faulted(self, front: Client, request: Request, error: Exception, dialect: ClientDialect | None) -> None:
+        """A mistake of the gateway's own, or a body that is deeper than a step after its reader can follow."""
+        failed = too_deep() if isinstance(error, RecursionError) else fault()
+        if failed.status == 500:
+            _log.error("a request could not be treated", exc_info=error)
+        if front.call is not None:
+            front.call.faulted(error)
+        else:
+            code = "invalid_json" if failed.status == 400 else "internal_error"
+            self.refuse(front, request, Refusal(failed.status, failed.detail, code), dialect)
 
     def _follow(self, front: Front, request: Request, course: Course) -> bool:
         """Start an exchange that is like those before it on its connection. Returns whether it is."""
@@ -184,17 +198,25 @@ class Gateway:
             headers += b"retry-after: %d\r\n" % max(1, ceil(refusal.retry_after_s))
         front.answer(refusal.status, body, headers=headers)
 
-    def spawn(self, steps: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run steps that wait for something; the task is kept until it ends."""
+    def spawn(self, steps: Coroutine[Any, Any, None], owner: Call | None = None) -> asyncio.Task[None]:
+        """Run steps that wait for something; the task is kept until it ends.
+
+        Args:
+            steps: what to run.
+            owner: whose steps; told when they raise.
+        """
         task = asyncio.get_running_loop().create_task(steps)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda ended: self._ended(ended, owner))
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None], owner: Call | None) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("a step of a request failed", exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            _log.error("a step of a request failed", exc_info=error)
+            if owner is not None:
+                owner.faulted(error)
 
     async def close(self) -> None:
         """Give up what still waits for something, and close the stores."""

@@ -143,6 +143,11 @@ class AsgiFront:
         """Whether the client is behind with reading."""
         return self._slow
 
+    @property
+    def call(self) -> Call | None:
+        """Who answers the request."""
+        return self._call
+
     def attend(self, call: Call) -> None:
         """Name who answers the request, and is told when the client leaves."""
         self._call = call

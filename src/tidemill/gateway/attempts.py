@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from tidemill.gateway.answers import error_body
-from tidemill.gateway.failures import Cause, Failed, event_failure, malformed, reading, retry_facts, unsupported
+from tidemill.gateway.failures import (
+    Cause,
+    Failed,
+    event_failure,
+    malformed,
+    reading,
+    retry_facts,
+    too_deep,
+    unsupported,
+)
 from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Heard, hear_body
 from tidemill.gateway.routing import Attempt as HealthAttempt
@@ -97,6 +106,10 @@ class Caller(Protocol):
 
     def failed(self, attempt: Attempt, failed: Failed) -> None:
         """There will be nothing, or nothing more."""
+        ...
+
+    def faulted(self, error: Exception) -> None:
+        """Being told of the answer, the caller raised this: it ends here."""
         ...
 
 
@@ -236,10 +249,10 @@ class Attempt:
         self._connection = connection
         try:
             head, body = self._caller.message(self.lane)
-        except UserError as error:
+        except (UserError, RecursionError) as error:
             self._connection = None
             self._pool.give_back(connection)
-            self._fail(unsupported(error))
+            self._fail(unsupported(error) if isinstance(error, UserError) else too_deep())
             return
         if len(body) < _JOINED_BYTES:
             connection.start(self, head + body, b"", self._waits)
@@ -279,7 +292,7 @@ class Attempt:
             if forward is not None and data[:7] == _EVENT and data[-2:] == _EVENT_END and not self._rest:
                 try:
                     event = read_event(data[6:])
-                except (msgspec.DecodeError, UnicodeDecodeError):
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                     pass  # several events, or a bad one
                 else:
                     if not event.error:
@@ -350,6 +363,16 @@ class Attempt:
                 head_status=self.status or None,
             )
         )
+
+    def on_fault(self, error: Exception) -> None:
+        """What came could not be taken. An answer too deep for every reader is the target's failure."""
+        self._drop()
+        if isinstance(error, RecursionError) and not (self.over or self.opened):
+            self._fail(malformed("the answer is nested too deeply", self.status))
+            return
+        if not self.over:
+            self._finish(AttemptResult.ABANDONED)
+        self._caller.faulted(error)
 
     # -- whole answers ----------------------------------------------------------------------------------------
 

@@ -34,6 +34,11 @@ class Client(Protocol):
         """Whether the client is behind with reading."""
         ...
 
+    @property
+    def call(self) -> Call | None:
+        """Who answers the present request; ``None`` when nobody attends to it, or not any more."""
+        ...
+
     def attend(self, call: Call) -> None:
         """Name who answers, and is told when the client leaves."""
         ...

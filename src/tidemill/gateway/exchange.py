@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from tidemill.gateway.answers import Refusal, error_body, status_line
 from tidemill.gateway.attempts import Attempt, Forward
 from tidemill.gateway.delivery import Client, Passing, head_of
-from tidemill.gateway.failures import Cause, Failed, malformed
+from tidemill.gateway.failures import Cause, Failed, fault, malformed, too_deep
 from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Asked, Heard, hear_body
 from tidemill.gateway.preparing import Preparation, prepare_at_once
@@ -137,7 +137,7 @@ class Exchange(Straight):
             loop = asyncio.get_running_loop()
             self._alarm = loop.call_later(junction.total_s, self.expire, self._deadline_s)
         if not junction.prepares and conversation is None:
-            gateway.journal.add(self.key.tenant, self._intent(), self._intended)
+            gateway.journal.add(self.key.tenant, self._intent(), self._intended, self)
             return
         if junction.plan is not None:
             from tidemill.gateway.guarding import Guarding
@@ -155,7 +155,7 @@ class Exchange(Straight):
         self._preparation = None
         if self.ticket is not None and self.ticket.attributes:
             self._bounds_output = self.operation.says_text and self.asked.output_tokens_most is None
-        self._gateway.journal.add(self.key.tenant, self._intent(), self._intended)
+        self._gateway.journal.add(self.key.tenant, self._intent(), self._intended, self)
 
     def _intended(self, written: bool) -> None:
         if self._over:
@@ -192,7 +192,7 @@ class Exchange(Straight):
 
     def _conclude(self, body: bytes, heard: Heard) -> None:
         if self.conversation is not None:
-            self._task = self._gateway.spawn(self._keep_turn(self.conversation, body, heard))
+            self._task = self._gateway.spawn(self._keep_turn(self.conversation, body, heard), self)
             return
         try:
             self._whole = body if self._dialect is None else self._dialect.answer(body)
@@ -386,7 +386,7 @@ class Exchange(Straight):
             if not self._over:
                 self._record("ok", None, self._release, told)
 
-        self._task = self._gateway.spawn(keep())
+        self._task = self._gateway.spawn(keep(), self)
 
     def _release(self, _written: bool) -> None:
         if self._over or self._passing is None:
@@ -434,6 +434,32 @@ class Exchange(Straight):
         self._cancel_steps()
         self._give_up_attempts()
         self._give_up(failed)
+
+    def faulted(self, error: Exception) -> None:
+        """A mistake of the gateway's own, logged where it was caught: nobody may wait for what will not come."""
+        self._cancel_steps()
+        if not self._recorded and not self._over:
+            self._ending = False
+            failed = fault()
+            if isinstance(error, RecursionError):
+                failed = malformed("the answer is nested too deeply", self._status) if self._made else too_deep()
+            try:
+                self._end_faulted(failed)
+                return
+            except Exception:  # noqa: BLE001 - then without a record: its intent says that there was a call
+                _log.exception("trace %s: a call could not be ended", self.identity.trace_id)
+        self._over = True
+        self._close()
+        self._give_up_attempts()
+        if self._front.call is self:
+            self._front.cut()
+
+    def _end_faulted(self, failed: Failed) -> None:
+        if self._passing is not None and self._passing.begun:
+            self._break_off(failed)
+        else:
+            self._give_up_attempts()
+            self._give_up(failed)
 
     # -- from the client --------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ class Cause(StrEnum):
     UNSUPPORTED = "unsupported"  # the target's provider cannot serve the request
     DEADLINE = "deadline"  # the request's own time is over
     UNAVAILABLE = "unavailable"  # every target is left alone for a while
+    FAULT = "fault"  # a mistake of the gateway's own
 
 
 class Failed(NamedTuple):
@@ -73,6 +74,18 @@ def unsupported(error: UserError) -> Failed:
     return Failed(Cause.UNSUPPORTED, 400, "unsupported", str(error), body)
 
 
+def too_deep() -> Failed:
+    """A request nested so deeply that a step after its reader cannot follow it."""
+    text = "The request body is nested too deeply."
+    return Failed(Cause.UNSUPPORTED, 400, "too_deep", text, error_body(400, text, "invalid_json"))
+
+
+def fault() -> Failed:
+    """A mistake of the gateway's own."""
+    text = "The gateway made a mistake of its own; its log says which. Try again, and please report it."
+    return Failed(Cause.FAULT, 500, "gateway_fault", text, error_body(500, text, "internal_error"))
+
+
 _READINGS: Final[Mapping[Cause, Reading]] = MappingProxyType(
     {
         Cause.CONNECT: FAILURE,
@@ -82,6 +95,7 @@ _READINGS: Final[Mapping[Cause, Reading]] = MappingProxyType(
         Cause.UNSUPPORTED: Reading(AttemptResult.ANSWERED, Again.ELSEWHERE),
         Cause.DEADLINE: Reading(AttemptResult.FAILED, Again.NOWHERE),
         Cause.UNAVAILABLE: Reading(AttemptResult.ABANDONED, Again.NOWHERE),
+        Cause.FAULT: Reading(AttemptResult.ABANDONED, Again.NOWHERE),
     }
 )
 
@@ -140,7 +154,7 @@ def error_said(error: bytes) -> _Said:
     """
     try:
         found: Any = msgspec.json.decode(error)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Said(502, "error")
     if not isinstance(found, dict):
         return _Said(502, "error")

@@ -40,6 +40,10 @@ class Call(Protocol):
         """The client reads again."""
         ...
 
+    def faulted(self, error: Exception) -> None:
+        """A step of the answer raised this, and is logged: end the answer."""
+        ...
+
 
 class Handler(Protocol):
     """Where complete requests go."""
@@ -91,6 +95,11 @@ class Front(asyncio.Protocol):
     def slow(self) -> bool:
         """Whether the client is behind with reading."""
         return self._slow
+
+    @property
+    def call(self) -> Call | None:
+        """Who answers the present request; ``None`` when nobody attends to it, or not any more."""
+        return self._call
 
     def attend(self, call: Call) -> None:
         """Name who answers the present request, and is told when the client leaves."""

@@ -31,6 +31,11 @@ class InnerFront:
         self._call: Call | None = None
         self._written: list[bytes] = []
 
+    @property
+    def call(self) -> Call | None:
+        """Who answers."""
+        return self._call
+
     def attend(self, call: Call) -> None:
         """Remember who answers."""
         self._call = call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Final
 
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -33,7 +34,7 @@ class Metrics:
     """
 
     def __init__(self, worker: str) -> None:
-        self._worker = worker
+        self.worker = worker
         self._requests: dict[tuple[str, str, int, str], _Series] = {}  # by endpoint, arm, HTTP status, outcome
         self._events: Counter[str] = Counter()
         self.in_flight = 0
@@ -55,24 +56,29 @@ class Metrics:
         """How often an event was counted."""
         return self._events[name]
 
-    def render(self, *, epoch: int) -> bytes:
-        """Write everything in Prometheus' text format 0.0.4. ``epoch`` is that of the routing snapshot."""
-        worker = f'worker="{self._worker}"'
+    def render(self, *, epoch: int, further: Iterable[str] = ()) -> bytes:
+        """Write everything in Prometheus' text format 0.0.4.
+
+        Args:
+            epoch: of the routing snapshot.
+            further: lines to add, without their ends.
+        """
+        worker = f'worker="{self.worker}"'
         out = ["# TYPE tidemill_gateway_requests_total counter"]
         errors: Counter[tuple[str, str]] = Counter()
         latency: defaultdict[tuple[str, str], _Series] = defaultdict(_Series)
         for place in sorted(self._requests):
             (endpoint, arm, status, outcome), series = place, self._requests[place]
-            labels = f'{worker},endpoint="{_escape(endpoint)}",arm="{arm}",code="{status}",outcome="{outcome}"'
+            labels = f'{worker},endpoint="{escaped(endpoint)}",arm="{arm}",code="{status}",outcome="{outcome}"'
             out.append(f"tidemill_gateway_requests_total{{{labels}}} {series.count}")
             errors[endpoint, arm] += series.count if outcome != "ok" else 0
             latency[endpoint, arm].add(series)
         out.append("# TYPE tidemill_gateway_errors_total counter")
         for (endpoint, arm), count in sorted(errors.items()):
-            out.append(f'tidemill_gateway_errors_total{{{worker},endpoint="{_escape(endpoint)}",arm="{arm}"}} {count}')
+            out.append(f'tidemill_gateway_errors_total{{{worker},endpoint="{escaped(endpoint)}",arm="{arm}"}} {count}')
         out.append("# TYPE tidemill_gateway_request_seconds histogram")
         for (endpoint, arm), series in sorted(latency.items()):
-            out.extend(_histogram(f'{worker},endpoint="{_escape(endpoint)}",arm="{arm}"', series))
+            out.extend(_histogram(f'{worker},endpoint="{escaped(endpoint)}",arm="{arm}"', series))
         out.append("# TYPE tidemill_gateway_events_total counter")
         for name, count in sorted(self._events.items()):
             out.append(f'tidemill_gateway_events_total{{{worker},event="{name}"}} {count}')
@@ -80,6 +86,7 @@ class Metrics:
         out.append(f"tidemill_gateway_in_flight{{{worker}}} {self.in_flight}")
         out.append("# TYPE tidemill_gateway_snapshot_epoch gauge")
         out.append(f"tidemill_gateway_snapshot_epoch{{{worker}}} {epoch}")
+        out.extend(further)
         return ("\n".join(out) + "\n").encode()
 
 
@@ -93,5 +100,6 @@ def _histogram(labels: str, series: _Series) -> list[str]:
     return out
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
+    """A text as the value of a label."""
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tidemill.gateway.answers import Refusal
+from tidemill.gateway.answers import Refusal, error_body
 from tidemill.gateway.operations import OPERATIONS, TRANSLATED
 from tidemill.gateway.snapshots import RoutingTable
 from tidemill.kernel import Unavailable, fresh_id
@@ -97,7 +97,7 @@ class Pages:
         """A page of kept responses or conversations, which takes time."""
         gateway = self._gateway
         _, key = gateway.admit(request)
-        reader = _Reader()
+        reader = _Reader(front)
 
         async def answer() -> None:
             try:
@@ -110,7 +110,7 @@ class Pages:
                 front.answer(200, body, headers=gateway.origin_header(request))
 
         front.attend(reader)
-        reader.task = gateway.spawn(answer())
+        reader.task = gateway.spawn(answer(), reader)
 
     def _models(self, front: Front, request: Request) -> None:
         table, key = self._gateway.admit(request)
@@ -164,16 +164,20 @@ class Pages:
         front.answer(200 if problem is None else 503, msgspec.json.encode(state))
 
     def _scrape(self, front: Front, _: Request) -> None:
-        table = self._gateway.snapshots.table
-        body = self._gateway.metrics.render(epoch=table.snapshot.epoch if table is not None else 0)
+        table, shared, metrics = self._gateway.snapshots.table, self._gateway.snapshots.shared, self._gateway.metrics
+        further = [*target_lines(metrics.worker, shared.health)]
+        if shared.limiter is not None:
+            further += limit_lines(metrics.worker, shared.limiter)
+        body = metrics.render(epoch=table.snapshot.epoch if table is not None else 0, further=further)
         front.answer(200, body, content_type=b"text/plain; version=0.0.4; charset=utf-8")
 
 
 class _Reader:
     """A client that waits for a page."""
 
-    def __init__(self) -> None:
+    def __init__(self, front: Front) -> None:
         self.left = False
+        self._front = front
         self.task: asyncio.Task[None] | None = None
 
     def client_left(self) -> None:
@@ -187,6 +191,12 @@ class _Reader:
 
     def client_ready(self) -> None:
         """A page is written at once."""
+
+    def faulted(self, error: Exception) -> None:  # noqa: ARG002 - the interface of calls
+        """There will be no page."""
+        if not self.left and self._front.call is self:
+            text = "The page could not be made; the gateway's log says why."
+            self._front.answer(500, error_body(500, text, "internal_error"))
 
 
 def _model_entry(table: RoutingTable, name: str) -> dict[str, Any]:

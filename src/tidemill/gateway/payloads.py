@@ -201,7 +201,7 @@ def hear_body(body: bytes) -> Heard:
     """Read a whole JSON answer."""
     try:
         answer = _answer.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Heard(text=body.decode("utf-8", "replace"), broken=True)
     choices = answer.choices
     if choices and len(choices) == 1 and not answer.error:
@@ -235,7 +235,7 @@ def hear_stream(raw: bytes) -> Heard:
     try:
         # Inside JSON a line feed is always escaped, so this separator only occurs between events.
         answers = _events.decode(b"[" + body[6:].replace(b"\n\ndata: ", b",") + b"]")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _hear_lines(raw)
     heard = _gather(answers)
     heard.finished = finished or bool(heard.finish_reasons)
@@ -254,7 +254,7 @@ def _hear_lines(raw: bytes) -> Heard:
             continue
         try:
             answers.append(_answer.decode(data))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             broken = True
     heard = _gather(answers)
     heard.broken = broken

@@ -7,7 +7,8 @@ nothing has to be waited for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import logging
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from tidemill.gateway.admission import Admissible, Ticket, Waiting
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tidemill.gateway.app import Gateway
     from tidemill.gateway.exchange import Exchange
     from tidemill.gateway.guardrails import Blocked
+
+_log = logging.getLogger(__name__)
 
 
 def prepare_at_once(gateway: Gateway, exchange: Exchange) -> bool:
@@ -135,7 +138,15 @@ class Preparation:
             ticket.cancel()
             return
         self._exchange.ticket = ticket
-        self._converse()
+        self._go_on(self._converse)
+
+    def _go_on(self, step: Callable[[], None]) -> None:
+        """Take a step that something else has called for, which must not suffer from a mistake in it."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client must hear of it
+            _log.exception("a request could not be prepared")
+            self._exchange.faulted(error)
 
     # -- what was said before, and the window -----------------------------------------------------------------
 
@@ -181,7 +192,7 @@ class Preparation:
         )
 
     def _await(self, steps: Coroutine[Any, Any, bytes]) -> None:
-        self._task = self._gateway.spawn(self._take(steps))
+        self._task = self._gateway.spawn(self._take(steps), self._exchange)
 
     async def _take(self, steps: Coroutine[Any, Any, bytes]) -> None:
         try:
@@ -208,7 +219,7 @@ class Preparation:
     def _allowed(self, body: bytes) -> None:
         self._body = body
         if not self._over:
-            self._look()
+            self._go_on(self._look)
 
     def _blocked(self, blocked: Blocked) -> None:
         if not self._over:
@@ -229,7 +240,7 @@ class Preparation:
             return
         found = cache.look(key)
         if found is None and cache.has_further:
-            self._task = cache.look_further(key, lambda found: self._looked(key, found))
+            self._task = cache.look_further(key, lambda found: self._go_on(lambda: self._looked(key, found)))
         else:
             self._looked(key, found)
 

@@ -222,7 +222,7 @@ class Pursuit:
             if more.attributes == before:  # only requests are counted, and this is the same one
                 then()
             else:
-                self._gateway.journal.add(self.key.tenant, self._intent(), noted)
+                self._gateway.journal.add(self.key.tenant, self._intent(), noted, self)
 
         def noted(written: bool) -> None:
             if self._over or self._settled:
@@ -310,6 +310,10 @@ class Pursuit:
         raise NotImplementedError
 
     def answered(self, attempt: Attempt, body: bytes, heard: Heard) -> None:
+        """See ``Caller``."""
+        raise NotImplementedError
+
+    def faulted(self, error: Exception) -> None:
         """See ``Caller``."""
         raise NotImplementedError
 

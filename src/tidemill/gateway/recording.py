@@ -27,7 +27,9 @@ ATTEMPT: Final = "attempt"
 
 _TAIL_BYTES: Final = 16 * 1024
 _NOTHING: Final[dict[str, AttributeValue]] = {}  # nobody writes to the attributes of an intent
-_MAYBE_CHARGED: Final = frozenset((Cause.LOST, Cause.TIMEOUT, Cause.MALFORMED, Cause.EVENT, Cause.DEADLINE))
+_MAYBE_CHARGED: Final = frozenset(
+    (Cause.LOST, Cause.TIMEOUT, Cause.MALFORMED, Cause.EVENT, Cause.DEADLINE, Cause.FAULT)
+)
 
 
 class Capture:
@@ -211,7 +213,7 @@ class Recording(Pursuit):
         if self._lost:
             for lost in self._lost:
                 gateway.journal.add(span.tenant, (self._lost_span(span, lost), None), nothing)
-        gateway.journal.add(span.tenant, (span, content or Content(self.asked.input_text(), heard.text)), then)
+        gateway.journal.add(span.tenant, (span, content or Content(self.asked.input_text(), heard.text)), then, self)
         metrics, junction = gateway.metrics, self.junction
         metrics.in_flight -= 1
         duration_s = (ended_ns - self._started_ns) / 1e9

@@ -7,6 +7,7 @@ fit is dropped and counted. Its span joins the trace of the request it copies.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from time import time_ns
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ from tidemill.telemetry.records import AttributeValue, Content, Intent, Span, St
 if TYPE_CHECKING:
     from tidemill.gateway.app import Gateway
     from tidemill.gateway.front import Request
+
+
+_log = logging.getLogger(__name__)
 
 
 class ShadowQueue:
@@ -129,7 +133,7 @@ class _Copy:
             request_model=original.request_model,
             rollout=original.rollout,
         )
-        self._gateway.journal.add(original.tenant, intent, self._intended)
+        self._gateway.journal.add(original.tenant, intent, self._intended, self)
 
     def _intended(self, written: bool) -> None:
         gateway = self._gateway
@@ -188,6 +192,16 @@ class _Copy:
     def failed(self, attempt: Attempt, failed: Failed) -> None:  # noqa: ARG002 - the caller's interface
         """Record the failure; nobody else needs to know, and a copy is not worth a retry."""
         self._record("error", failed.error_type)
+
+    def faulted(self, error: Exception) -> None:  # noqa: ARG002 - the caller's interface
+        """Give the copy up: nobody waits for it but the queue."""
+        if self._over:
+            return
+        try:
+            self._record("error", "gateway_fault")
+        except Exception:  # noqa: BLE001 - the next copy must have its turn
+            _log.exception("a copy could not be recorded")
+            self._queue.ended(self)
 
     def _record(self, status: Status, error_type: str | None, heard: Heard | None = None) -> None:
         if self._over:

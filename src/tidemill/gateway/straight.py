@@ -182,6 +182,13 @@ class Straight(Replying):
         """There will be no answer."""
         self._attempt_of(self._connection).on_failure(failure)
 
+    def on_fault(self, error: Exception) -> None:
+        """The answer could not be taken."""
+        if self._settled:
+            self.faulted(error)
+        else:
+            self._attempt_of(None).on_fault(error)
+
     def _attempt_of(self, connection: UpstreamConnection | None) -> Attempt:
         """The call as an attempt like any other."""
         gateway = self._gateway

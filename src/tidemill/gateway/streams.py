@@ -97,7 +97,7 @@ def is_object(data: bytes) -> bool:
     """
     try:
         _event.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return b"\\u" in data and _is_odd_object(data)
     return True
 
@@ -131,7 +131,7 @@ def trouble(events: bytes) -> Trouble | None:
             found = _events.decode(b"[" + body.replace(b"\n\ndata: ", b",") + b"]")
             if not any(event.error for event in found):
                 return None
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass  # the way below tells which event it is, and forgives comments and names
     for at, name, data in _each(events):
         view, error_json = _judge(name, data)
@@ -175,7 +175,7 @@ def without_usage(events: bytes) -> bytes:
 def _only_usage(data: bytes) -> bool:
     try:
         found = _choices.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return found.choices == [] and bytes(found.usage) not in _EMPTY
 
@@ -203,7 +203,7 @@ def _judge(name: bytes, data: bytes) -> tuple[View, bytes]:
         return View.NOTHING, b""
     try:
         error = _event.decode(data).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return View.NOTHING if is_object(data) else View.MALFORMED, b""
     if error and bytes(error) not in _EMPTY:
         return View.ERROR, bytes(error)
@@ -217,7 +217,7 @@ def _tells(data: bytes) -> bool:
         return False
     try:
         choices = _telling.decode(data).choices
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return True  # of another shape than ours: let the client read it
     for choice in choices or ():
         delta = choice.delta

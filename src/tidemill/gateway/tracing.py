@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -22,6 +22,15 @@ _log = logging.getLogger(__name__)
 Entry = Intent | tuple[Span, Content | None]
 Continuation = Callable[[bool], None]
 """What waits for a record; told whether it was written."""
+
+
+class Owner(Protocol):
+    """Whose record it is."""
+
+    def faulted(self, error: Exception) -> None:
+        """What waited for the record raised this, and is logged: end the call, for nothing more will come."""
+        ...
+
 
 _TRACEPARENT: Final = re.compile(rb"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _ZERO_TRACE: Final = b"0" * 32
@@ -104,7 +113,7 @@ class Journal:
         self._capture: Capture = capture
         self._writers: dict[str, SegmentWriter] = {}
         self._pending: dict[str, list[Entry]] = {}  # by tenant
-        self._waiting: list[tuple[Entry, Continuation]] = []
+        self._waiting: list[tuple[Entry, Continuation, Owner | None]] = []
 
     def set_capture(self, capture: Capture) -> None:
         """Follow the snapshot: with another policy, segments begin anew."""
@@ -112,17 +121,18 @@ class Journal:
             self.close()
             self._capture = capture
 
-    def add(self, tenant: str, entry: Entry, then: Continuation) -> None:
+    def add(self, tenant: str, entry: Entry, then: Continuation, owner: Owner | None = None) -> None:
         """Write an intent or a finished span in this turn of the loop, then call ``then``.
 
         Args:
             tenant: whose record.
             entry: an intent, or a span with its content.
             then: called with whether the record is in the segment.
+            owner: told when ``then`` raises.
         """
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._waiting.append((entry, then))
+        self._waiting.append((entry, then, owner))
         entries = self._pending.get(tenant)
         if entries is None:
             self._pending[tenant] = [entry]
@@ -141,11 +151,13 @@ class Journal:
                 # Perhaps only one of them cannot be written, and the others must not suffer for it.
                 unwritten.update(id(entry) for entry in entries if not self._write(tenant, [entry]))
         self.lost += len(unwritten)
-        for entry, then in waiting:
+        for entry, then, owner in waiting:
             try:
                 then(not unwritten or id(entry) not in unwritten)
-            except Exception:  # noqa: BLE001 - a fault in one call must not strand the others of the same turn
+            except Exception as error:  # noqa: BLE001 - a fault in one call must not strand the others of its turn
                 _log.exception("a call could not be continued")
+                if owner is not None:
+                    owner.faulted(error)
 
     def knows(self, tenant: str, trace_id: str) -> bool:
         """Whether the workers of this host remember a trace of a tenant; see ``KnownTraces``."""

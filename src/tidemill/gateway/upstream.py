@@ -8,6 +8,7 @@ says it ends, with nothing behind it, to a request that was taken whole.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from dataclasses import dataclass, field
 from time import monotonic
@@ -21,6 +22,8 @@ from tidemill.gateway.tls import ClientContexts, Trust, tls_problem
 from tidemill.kernel import InvalidInput, UserError
 
 __all__ = ["Address", "AnswerHead", "Connecting", "Failure", "Sink", "UpstreamConnection", "UpstreamPool", "Waits"]
+
+_log = logging.getLogger(__name__)
 
 _SHORT_S: Final = 5.0  # waits below get an alarm of their own; the sweep, which comes twice a second, sees to the rest
 _SYSTEM: Final = Trust()
@@ -118,6 +121,10 @@ class Sink(Protocol):
 
     def on_failure(self, failure: Failure) -> None:
         """There will be no more."""
+        ...
+
+    def on_fault(self, error: Exception) -> None:
+        """One of the other methods raised this, and is logged. There will be no more."""
         ...
 
 
@@ -258,27 +265,32 @@ class UpstreamConnection(asyncio.Protocol):
         self._reader.close()
         self.transport = None
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:  # noqa: C901 - a call for each part would cost more than the part
         """Read, and pass on what this read brought, as one piece."""
         sink, reader = self._sink, self._reader
         if sink is None:  # bytes nobody asked for: what follows cannot be trusted
             self.alive = False
             self.transport.abort()
             return
-        if self._whole is not None and self._take_whole(self._whole, data):
+        try:
+            if self._whole is not None and self._take_whole(self._whole, data):
+                return
+            headed = reader.status
+            problem = reader.feed(data)
+            if reader.status:
+                self.deadline = monotonic() + self._chunk_timeout_s
+                if not headed:
+                    if self._chunk_timeout_s < _SHORT_S:
+                        self._watch()
+                    sink.on_head(reader.status, reader.head)
+                    sink = self._sink or sink
+                piece = reader.take()
+                if piece and self._sink is not None:
+                    sink.on_data(piece)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for what will not come
+            self.stop()
+            _faulted(sink, error)
             return
-        headed = reader.status
-        problem = reader.feed(data)
-        if reader.status:
-            self.deadline = monotonic() + self._chunk_timeout_s
-            if not headed:
-                if self._chunk_timeout_s < _SHORT_S:
-                    self._watch()
-                sink.on_head(reader.status, reader.head)
-                sink = self._sink or sink
-            piece = reader.take()
-            if piece and self._sink is not None:
-                sink.on_data(piece)
         if self._sink is None:  # it has given up while it was told
             return
         if reader.ended:
@@ -302,7 +314,10 @@ class UpstreamConnection(asyncio.Protocol):
         sink, self._sink = self._sink, None
         self._release(reusable=self._reader.reusable)
         if sink is not None:
-            sink.on_done()
+            try:
+                sink.on_done()
+            except Exception as error:  # noqa: BLE001 - likewise
+                _faulted(sink, error)
 
     def _release(self, *, reusable: bool) -> None:
         """The answer is complete: the connection is kept or closed."""
@@ -323,7 +338,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
         if sink is not None:
-            sink.on_failure(Failure(kind, detail, not self._reader.started))
+            _tell(sink, Failure(kind, detail, not self._reader.started))
 
 
 class UpstreamPool:
@@ -387,14 +402,18 @@ class UpstreamPool:
                 )
         except TimeoutError:
             text = f"{address.host_header} does not answer within {timeout_s:g} s"
-            waiter.on_failure(Failure("connect", text, untouched=True))
+            _tell(waiter, Failure("connect", text, untouched=True))
         except ssl.SSLError as error:
             text = f"{address.host_header}: {tls_problem(error)}"
-            waiter.on_failure(Failure("connect", text, untouched=True))
+            _tell(waiter, Failure("connect", text, untouched=True))
         except (OSError, UserError) as error:
-            waiter.on_failure(Failure("connect", f"{address.host_header}: {error}", untouched=True))
+            _tell(waiter, Failure("connect", f"{address.host_header}: {error}", untouched=True))
         else:
-            waiter.on_connected(connection)
+            try:
+                waiter.on_connected(connection)
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for what will not come
+                connection.stop()
+                _faulted(waiter, error)
 
     def sweep(self, now: float) -> None:
         """Run the timers. ``now`` is monotonic seconds."""
@@ -423,6 +442,22 @@ class Connecting(Protocol):
         """It is there, unused."""
         ...
 
+    def on_fault(self, error: Exception) -> None:
+        """See ``Sink``."""
+        ...
+
     def on_failure(self, failure: Failure) -> None:
         """It could not be made."""
         ...
+
+
+def _tell(listener: Sink | Connecting, failure: Failure) -> None:
+    try:
+        listener.on_failure(failure)
+    except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for what will not come
+        _faulted(listener, error)
+
+
+def _faulted(listener: Sink | Connecting, error: Exception) -> None:
+    _log.error("an answer could not be taken", exc_info=error)
+    listener.on_fault(error)

@@ -115,7 +115,7 @@ def read_usage(body: bytes) -> Usage | None:
     """The usage of a whole answer's JSON; ``None`` when it has none that can be read."""
     try:
         usage = _answer.decode(body).usage
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if usage is None or (usage.prompt_tokens is None and usage.completion_tokens is None):
         return None

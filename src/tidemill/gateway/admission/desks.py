@@ -340,6 +340,7 @@ class LeaseDesk:
 
     def _refuse(self, call: LimitWait, shortage: Shortage) -> None:
         self.counts.refused += 1
+        call.account.refused += 1
         call.refuse(used_up(call.account.limit, shortage, call.need))
 
     def _pause_over(self, account: Account) -> None:

@@ -136,6 +136,7 @@ class Account:
         "asked",
         "asks_sent",
         "cap",
+        "drawn_before",
         "foreseen",
         "gone",
         "idle_s",
@@ -147,6 +148,7 @@ class Account:
         "paused",
         "place",
         "rate",
+        "refused",
         "retired",
         "shortage",
         "shortage_of",
@@ -169,6 +171,8 @@ class Account:
         self.shortage: Shortage | None = None
         self.shortage_of = 0  # which ask it answered
         self.rate = 0.0  # quanta a second, smoothed
+        self.refused = 0  # calls
+        self.drawn_before = 0  # on leases that were retired
         self.passed = 0  # drawn on leases that were retired since the last look
         self.idle_s = 0.0
         self.gone = False
@@ -187,6 +191,7 @@ class Account:
         lease = self.lease
         if lease is not None:
             self.passed += lease.drawn - lease.counted
+            self.drawn_before += lease.drawn
             self.retired.append(lease)
             self.lease = None
 
@@ -197,6 +202,17 @@ class Account:
             return None
         lease.draw(need, lease.store_offset_s + now)
         return lease
+
+    @property
+    def drawn(self) -> int:
+        """Quanta reserved on its leases since the start."""
+        return self.drawn_before + (self.lease.drawn if self.lease is not None else 0)
+
+    @property
+    def lent(self) -> int:
+        """Quanta that this worker holds of it at present, reserved or not."""
+        held = (*self.retired, self.lease) if self.lease is not None else tuple(self.retired)
+        return sum(lease.granted - lease.returned - lease.used for lease in held)
 
     def taken(self) -> int:
         """Quanta drawn since this was last asked."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -169,6 +169,11 @@ class Limiter:
         self._timer: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
 
+    @property
+    def accounts(self) -> Collection[Account]:
+        """The limits of all tenants, as this worker knows them."""
+        return self._accounts.values()
+
     def follow(self, snapshot: RoutingSnapshot) -> None:
         """Take over the limits of a new snapshot; what is held of those that stay, stays."""
         if not snapshot.limits and not self._accounts:
@@ -319,6 +324,7 @@ class Limiter:
         for account, need in needs:
             if need > account.cap:
                 self.counts.refused += 1
+                account.refused += 1
                 refused(too_large(account.limit, need))
                 return None
         self.counts.waited += 1

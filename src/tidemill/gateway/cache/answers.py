@@ -333,7 +333,7 @@ def _calls_tools(body: bytes) -> bool:
     """Whether an answer, whole or as events, holds a call of a tool; what cannot be read might."""
     try:
         choices = _answer.decode(body if body[:1] == b"{" else whole_of(body) or b"").get("choices")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return True
     messages = [choice.get("message") for choice in choices or () if isinstance(choice, dict)]
     return any(isinstance(message, dict) and message.get("tool_calls") for message in messages)

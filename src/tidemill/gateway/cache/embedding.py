@@ -134,6 +134,11 @@ class _Fetch:
         elif not self.answer.done():
             self.answer.set_result(b"".join(self._pieces))
 
+    def on_fault(self, error: Exception) -> None:
+        """The answer could not be taken."""
+        if not self.answer.done():
+            self.answer.set_exception(Unavailable(f"The embedding model's answer cannot be read: {error!r}"))
+
     def on_failure(self, failure: Failure) -> None:
         """Try once more where nothing was lost."""
         connection, self._connection, self._connecting = self._connection, None, None

@@ -23,7 +23,7 @@ _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _turns: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _turn: Final = msgspec.json.Decoder(dict[str, Any])
 _encode: Final = msgspec.json.encode
-_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError)
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Partition(NamedTuple):

@@ -63,7 +63,7 @@ def read_events(stream: bytes) -> list[dict[str, Any]] | None:
             continue
         try:
             events.append(_decode(data))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
     return events if finished else None
 
@@ -80,7 +80,7 @@ def stream_of(whole: bytes, *, include_usage: bool = False) -> bytes | None:
     """
     try:
         answer = _decode(whole)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     choices = answer.pop("choices", None)
     if not isinstance(choices, list) or not choices:

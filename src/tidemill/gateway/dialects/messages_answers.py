@@ -105,7 +105,7 @@ def _input(arguments: Any) -> dict[str, Any]:
         return arguments
     try:
         found = msgspec.json.decode(arguments or "{}")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {"arguments": arguments}
 
@@ -397,7 +397,7 @@ class MessagesStream:
 def _complete(text: str) -> bool:
     try:
         msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
 

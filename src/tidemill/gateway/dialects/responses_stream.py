@@ -147,7 +147,7 @@ class ResponseStream:
                 continue
             try:
                 chunk = _chunk.decode(event.data)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self._fail(out, {"code": "server_error", "message": "The model's stream could not be read."})
                 continue
             if not self._sequence:

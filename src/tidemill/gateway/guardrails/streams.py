@@ -117,7 +117,7 @@ class StreamGuard:
             return
         try:
             value = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._object("An event of the stream could not be read.", data)
             return
         self._events.append(_Event(raw, value, [self._hear(place, text) for place, text in _texts_of(value)]))

@@ -40,7 +40,7 @@ def may_hedge(operation: str, tools: bytes | memoryview = b"", *, stored: bool =
         return True
     try:
         return all(tool.type in _HARMLESS_TOOLS for tool in _tools.decode(tools))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
 
 

@@ -46,7 +46,7 @@ def turns_of(messages: bytes | memoryview) -> list[tuple[str, str]]:
     """
     try:
         value = _any.decode(messages) if messages else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
     if isinstance(value, str):
         return [("user", value)]
