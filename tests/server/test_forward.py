@@ -85,7 +85,7 @@ def eventually(holds: Callable[[], bool]) -> None:
 def test_what_is_stored_arrives_with_its_names_and_without_what_was_said(store: SpanStore, tmp_path: Path) -> None:
     port, file, secret = free_port(), tmp_path / "got.jsonl", tmp_path / "secret"
     secret.write_text("Bearer far away\n")
-    one = span(1, status="error", error_type="upstream_timeout", cost_usd=0.25, attributes={"mine": True, "n": 2**70})
+    one = span(1, status="error", error_type="upstream_timeout", cost_usd=0.25, attributes={"mine": True, "n": 2**63})
     store.commit(Batch([one], {(one.trace_id, one.span_id): Content("a question", "an answer")}), {})
     with collector(port, file):
         target = forwarder(store, tmp_path, port, headers={"Authorization": f"file:{secret}"})
