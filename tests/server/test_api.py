@@ -192,7 +192,7 @@ def test_the_client_speaks_in_results_and_error_families(api: Api, tmp_path: Pat
     rollout = gated(api.desk.project, release(api.desk.project, 2))
     assert client.post(f"/api/v1/rollouts/{rollout.rollout_id}/hold", {"actor": "me", "reason": "x"})["state"] == "held"
     with pytest.raises(NotFound, match="There is no trace") as unknown:
-        client.get("/api/v1/traces/" + "0" * 32)
+        client.get("/api/v1/traces/" + "1" * 32)
     assert unknown.value.hint == "List the newest: tidemill trace list"
     with pytest.raises(Conflict):
         client.post(f"/api/v1/rollouts/{rollout.rollout_id}/promote", {"actor": "me", "reason": "x"})

@@ -42,7 +42,10 @@ _UNASKED: Final = frozenset({"attributes", "references", "finish_reasons", "proj
 
 FIELDS: Final = (
     *(one.name for one in msgspec.structs.fields(Span) if one.name not in _UNASKED),
+    "is_root",
     "duration_s",
+    "between_tokens_s",
+    "total_tokens",
 )
 """Fields that conditions and groups may name, besides ``attributes.NAME`` and ``score.NAME``."""
 
@@ -196,9 +199,7 @@ def parse_measure(text: str) -> Measure:
     aggregate, _, number = name.partition(":") if ":" in name else name.partition("_")
     if aggregate not in AGGREGATES:
         aggregate, number = "p95" if name.endswith("_s") else "sum", name
-        if number.startswith("score."):
-            aggregate = "mean"
-    if number in NUMBERS or (number.startswith("score.") and number != "score."):
+    if number in NUMBERS:
         return Measure(number, aggregate)  # type: ignore[arg-type]  # checked just before
     raise InvalidInput(
         f"There is no measure '{name}'{_near(number, (*COUNTS, *NUMBERS))}.",
@@ -318,7 +319,7 @@ def check_group(name: str) -> str:
         InvalidInput: there is none of that name, or it is a score.
     """
     if name.startswith("score."):
-        raise InvalidInput(f"A series cannot be grouped by '{name}': scores can be conditions and measures.")
+        raise InvalidInput(f"A series cannot be grouped by '{name}': scores can be conditions.")
     return check_field(name)
 
 
