@@ -17,6 +17,7 @@ TELLERS: Final = {"Refusal": 2, "error_body": 2}
 #: Codes that are not written where the error is: (file, expression) -> the codes it can be.
 ELSEWHERE: Final[dict[tuple[str, str], set[str]]] = {
     ("answers.py", "self.code"): set(),  # a refusal's own
+    ("app.py", "code"): {"invalid_json", "internal_error"},
     ("reading.py", "code"): set(),  # handed in by _refuse's callers, whose codes are read below
     ("failures.py", "word"): set(),  # the provider's
     ("replying.py", "code"): {"upstream_timeout", "upstream_failed"},
