@@ -209,6 +209,8 @@ def test_health_and_metrics(gateway: RunningGateway) -> None:
         text = answer.read().decode()
     assert 'endpoint="desk",arm="control",code="200",outcome="ok"} 1' in text
     assert 'le="+Inf"} 1' in text
+    assert 'endpoint="desk"' in text.split("# TYPE tidemill_gateway_breaker_state gauge")[1]
+    assert text.count('state="closed"} 1') == text.count('state="open"} 0') >= 1
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{base}/nothing")
     assert caught.value.code == 404

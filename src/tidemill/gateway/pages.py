@@ -164,6 +164,8 @@ class Pages:
         front.answer(200 if problem is None else 503, msgspec.json.encode(state))
 
     def _scrape(self, front: Front, _: Request) -> None:
+        from tidemill.gateway.gauges import limit_lines, target_lines
+
         table, shared, metrics = self._gateway.snapshots.table, self._gateway.snapshots.shared, self._gateway.metrics
         further = [*target_lines(metrics.worker, shared.health)]
         if shared.limiter is not None:

@@ -212,7 +212,7 @@ class Account:
     def lent(self) -> int:
         """Quanta that this worker holds of it at present, reserved or not."""
         held = (*self.retired, self.lease) if self.lease is not None else tuple(self.retired)
-        return sum(lease.granted - lease.returned - lease.used for lease in held)
+        return sum(max(0, lease.remaining + lease.drawn - lease.ended) for lease in held)
 
     def taken(self) -> int:
         """Quanta drawn since this was last asked."""

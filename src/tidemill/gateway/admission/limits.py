@@ -29,7 +29,7 @@ _MARK_BYTES: Final = 6
 _LAST_ERRAND_S: Final = 2.0
 _UNLIMITED: Final = Unlimited()
 #: Operations whose answers are no output tokens.
-_SILENT: Final = frozenset({"embeddings", "moderation"})
+_SILENT: Final = frozenset({"count_tokens", "embeddings", "moderation"})
 
 
 class _Counted:
