@@ -40,7 +40,7 @@ def limits(project: ProjectOption = HERE, as_json: JsonOption = False) -> None:
     rows = [
         (
             one.limit.limit_id,
-            f"{one.amount:g} {one.limit.unit}",
+            f"{one.amount:g} {one.limit.unit.value.removesuffix('s') if one.amount == 1 else one.limit.unit.value}",
             _short(one.spent),
             _short(one.leased),
             _short(one.available),

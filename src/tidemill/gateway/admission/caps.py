@@ -109,7 +109,8 @@ class Gate:
         """
         retry_s = self._retry_after_s()
         if self._per_key is not None and self._by_key.get(key, 0) >= self._per_key:
-            text = f"Key '{key}' has {self._per_key} requests at '{self._endpoint}' in flight, the most it may have."
+            requests = "request" if self._per_key == 1 else "requests"
+            text = f"Key '{key}' has {self._per_key} {requests} at '{self._endpoint}' in flight, the most it may have."
             return Refusal(429, f"{text} Send the next when one is answered.", "key_in_flight", retry_after_s=retry_s)
         adapted = self.adaptive is not None and self.adaptive.limit < (self._caps.in_flight or math.inf)
         text = _TEXTS[code].format(endpoint=self._endpoint, wait_s=self.queue.timeout_s)

@@ -21,10 +21,11 @@ _RETRY_S: Final = 1.0
 def used_up(limit: Limit, shortage: Shortage, need: int) -> Refusal:
     """429: the window has no room now; says when it will have."""
     wait_s = max(1, math.ceil(shortage.retry_after_s))
-    left = _amount(limit.unit, units(limit.unit, shortage.available))
+    free = units(limit.unit, shortage.available)
+    verb = "is" if limit.unit is LimitUnit.USD or math.floor(free) == 1 else "are"
     message = (
         f"The limit of {_named(limit)} is reached: {_amount(limit.unit, limit.amount)} in {_span(limit.window_s)}. "
-        f"This request may need {_amount(limit.unit, units(limit.unit, need))}, {left} are free. "
+        f"This request may need {_amount(limit.unit, units(limit.unit, need))}, {_amount(limit.unit, free)} {verb} free. "
         f"Try again in {_span(wait_s)}."
     )
     return Refusal(429, message, _CODES[limit.unit], retry_after_s=wait_s)
@@ -53,7 +54,8 @@ def _named(limit: Limit) -> str:
 def _amount(unit: LimitUnit, amount: float) -> str:
     if unit is LimitUnit.USD:
         return f"${amount:,.6f}".rstrip("0").rstrip(".")
-    return f"{math.floor(amount):,} {unit.value}"
+    count = math.floor(amount)
+    return f"{count:,} {unit.value.removesuffix('s') if count == 1 else unit.value}"
 
 
 def _span(window_s: float) -> str:
