@@ -25,8 +25,8 @@ def used_up(limit: Limit, shortage: Shortage, need: int) -> Refusal:
     verb = "is" if limit.unit is LimitUnit.USD or math.floor(free) == 1 else "are"
     message = (
         f"The limit of {_named(limit)} is reached: {_amount(limit.unit, limit.amount)} in {_span(limit.window_s)}. "
-        f"This request may need {_amount(limit.unit, units(limit.unit, need))}, {_amount(limit.unit, free)} {verb} free. "
-        f"Try again in {_span(wait_s)}."
+        f"This request may need {_amount(limit.unit, units(limit.unit, need))}, "
+        f"{_amount(limit.unit, free)} {verb} free. Try again in {_span(wait_s)}."
     )
     return Refusal(429, message, _CODES[limit.unit], retry_after_s=wait_s)
 
