@@ -11,8 +11,6 @@ from typing import Any, Final
 
 import httptools
 
-from tidemill.gateway.known_heads import WholeAnswer, whole_answer
-
 _FIELDS_MOST: Final = 1024
 
 # Answer headers a client may need: rate limits and request ids, which the official clients read.
@@ -40,13 +38,14 @@ class AnswerHead:
     """Header lines for the client, each with its line end."""
 
 
-def _is_passed(name: bytes) -> bool:
+def is_passed(name: bytes) -> bool:
+    """Whether clients get the header of this name, which is given in lower case."""
     return name in _PASSED or name.startswith(_PASSED_PREFIXES)
 
 
 def _answer_field(name: bytes) -> tuple[str, bool]:
     lower = name.lower()
-    field = (_READ.get(lower, ""), _is_passed(lower))
+    field = (_READ.get(lower, ""), is_passed(lower))
     if len(_ANSWER_FIELDS) < _FIELDS_MOST:
         _ANSWER_FIELDS[name] = field
     return field
@@ -82,13 +81,6 @@ class AnswerReader:
         self.status = self._head_bytes = 0
         self.head = AnswerHead()
         self.started = self.ended = self.reusable = self._closes_at_end = False
-
-    def whole(self, data: bytes) -> WholeAnswer | None:
-        """The answer that ``data`` is, if it is a whole good one in plain form; else ``feed`` it.
-
-        A connection whose answer was read this way may carry another request.
-        """
-        return None if self.started else whole_answer(data, self._head_bytes_most, _is_passed)
 
     def feed(self, data: bytes) -> str | None:
         """Read on. What was read before a fault still counts.

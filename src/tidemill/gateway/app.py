@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 from collections.abc import Coroutine
@@ -378,7 +379,7 @@ class Gateway:
         elif asked.user is not None:
             name = _bounded("u:" + asked.user)
         else:
-            name = f"k:{key.digest}:{front.client_address}"
+            name = _named(key.digest, front.client_address)
         return self.sessions.resolve(junction.route, name, now_ns, junction.by_release)
 
     def user_key(self, user: str | None) -> str | None:
@@ -386,6 +387,12 @@ class Gateway:
         if user is None:
             return None
         return hashlib.blake2b(user.encode(), key=self._user_hash_key, digest_size=16).hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(digest: str, address: str) -> str:
+    """The session of a caller that names none. Kept, for to look a text up costs its hash once."""
+    return f"k:{digest}:{address}"
 
 
 def _bounded(session_key: str) -> str:

@@ -129,12 +129,14 @@ class Front(asyncio.Protocol):
         if not stays:
             self._close()
             return
+        reader = self._reader
         if self._slow:
             self.deadline = monotonic() + self._limits.write_timeout_s
+        elif reader.stage == IDLE:
+            self.deadline = monotonic() + self._limits.idle_timeout_s
         else:
             self._await_client()
-        reader = self._reader
-        if not self._pumping and (reader.ready or self._stash or reader.invite or reader.refusal is not None):
+        if (reader.ready or self._stash or reader.invite or reader.refusal is not None) and not self._pumping:
             self._pump()
 
     def cut(self) -> None:
@@ -202,7 +204,10 @@ class Front(asyncio.Protocol):
             return
         request = reader.again(data)
         if request is not None:
-            self._start(request)
+            self._busy = True
+            self._keep_alive = True
+            self.deadline = 0.0
+            self._handler.handle(self, request)
             return
         stage = reader.stage
         reader.feed(data)

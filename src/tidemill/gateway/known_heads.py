@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from tidemill.gateway.limits import Limits
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _LENGTH_LINE: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
 _DIGITS_MOST: Final = 9
-_LINE_END: Final = b"\r\n"
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -98,26 +97,17 @@ def known_head(data: bytes, request: Request, limits: Limits) -> KnownHead | Non
     return KnownHead(data, request, found.span(1), end, limits.body_bytes)
 
 
-class WholeAnswer(NamedTuple):
-    """An answer with status 200 that came whole.
-
-    Args:
-        content_type: of the body.
-        passed: header lines for the client, each with its line end.
-        body: it.
-    """
-
-    content_type: bytes
-    passed: bytes
-    body: bytes
+WholeAnswer = tuple[bytes, bytes, bytes]
+"""An answer with status 200 that came whole: its content type, header lines for the client (each with its line end),
+and its body."""
 
 
 # What a header line of an answer is to the gateway.
 _NOTHING: Final = 0
-_TYPE: Final = 1
-_LENGTH: Final = 2
-_PASSED: Final = 3
-_DOUBTFUL: Final = 4  # only the parser may read the answer
+_FIXED: Final = 1
+_TYPE: Final = 2
+_LENGTH: Final = 3
+_PASSED: Final = 4
 
 _PLAIN_LINE: Final = re.compile(rb"([A-Za-z0-9_-]+): ([!-~](?:[ -~]*[!-~])?)")
 _DOUBTFUL_NAMES: Final = frozenset(
@@ -126,56 +116,94 @@ _DOUBTFUL_NAMES: Final = frozenset(
 )  # fmt: skip
 _OK: Final = b"HTTP/1.1 200 OK\r\n"
 _OK_SIZE: Final = len(_OK)
-_LINES_MOST: Final = 1024
-_LINE_BYTES_MOST: Final = 256
-_lines: Final[dict[bytes, tuple[int, bytes]]] = {}  # as upstreams write them, learnt; forgotten when they are many
+_SHAPES_MOST: Final = 256
+_shapes: Final[dict[bytes, re.Pattern[bytes]]] = {}  # compiled, for to compile one takes long
 
 
-def whole_answer(data: bytes, head_bytes_most: int, passes: Callable[[bytes], bool]) -> WholeAnswer | None:
-    """The answer that ``data`` is, if it is one whole good answer in plain form; else ``None``.
+class KnownAnswers:
+    """Plain answers of one connection, past the parser.
+
+    The lines of the last one become a pattern: their names and order stay, values that mean nothing here may be any.
 
     Args:
-        data: what was read since the end of the message before.
         head_bytes_most: longest head.
         passes: whether the client gets a header of this name (in lower case).
     """
-    end = data.find(_HEAD_END, 0, head_bytes_most)
-    if end < 0 or not data.startswith(_OK):
-        return None
-    content_type, passed, length, typed = b"application/json", b"", -1, False
-    for line in data[_OK_SIZE:end].split(_LINE_END):
-        kind, value = _lines.get(line) or _learn(line, passes)
-        if kind == _NOTHING:
-            continue
-        if kind == _LENGTH and length < 0:
-            length = int(value)
-        elif kind == _TYPE and not typed:
-            content_type, typed = value, True
-        elif kind == _PASSED:
-            passed += value
-        else:
+
+    __slots__ = ("_content_type", "_head_bytes_most", "_match", "_passes")
+
+    def __init__(self, head_bytes_most: int, passes: Callable[[bytes], bool]) -> None:
+        self._head_bytes_most = head_bytes_most
+        self._passes = passes
+        self._match: Callable[[bytes, int, int], re.Match[bytes] | None] | None = None
+        self._content_type = b""
+
+    def take(self, data: bytes) -> WholeAnswer | None:
+        """The answer that ``data`` is, if it is one whole good answer in plain form; else ``None``.
+
+        Args:
+            data: what was read since the end of the answer before.
+        """
+        match = self._match
+        found = match(data, 0, self._head_bytes_most) if match is not None else None
+        if found is None:
+            match = self._learn(data)
+            found = match(data, 0, self._head_bytes_most) if match is not None else None
+            if found is None:
+                return None
+        body = data[found.end() :]
+        if len(body) != int(found["length"]):
             return None
-    body = data[end + 4 :]
-    return WholeAnswer(content_type, passed, body) if len(body) == length else None
+        passed = b"" if found.lastindex == 1 else b"".join(line for line in found.groups() if line[-1:] == b"\n")
+        return self._content_type, passed, body
 
+    def _learn(self, data: bytes) -> Callable[[bytes, int, int], re.Match[bytes] | None] | None:
+        end = data.find(_HEAD_END, 0, self._head_bytes_most)
+        if end < 0 or not data.startswith(_OK):
+            return None
+        pattern, content_type, kinds = [re.escape(_OK)], b"application/json", set()
+        for line in data[_OK_SIZE:end].split(b"\r\n"):
+            found = _PLAIN_LINE.fullmatch(line)
+            kind = self._kind(found[1].lower(), found[2]) if found is not None else None
+            if found is None or kind is None or (kind in {_TYPE, _LENGTH} and kind in kinds):
+                return None
+            kinds.add(kind)
+            if kind == _TYPE:
+                content_type = found[2]
+            pattern.append(_FORMS[kind] % re.escape(found[0] if kind in {_FIXED, _TYPE} else found[1]))
+        if _LENGTH not in kinds:
+            return None
+        self._content_type = content_type
+        self._match = _shape(b"".join(pattern) + b"\r\n").match
+        return self._match
 
-def _learn(line: bytes, passes: Callable[[bytes], bool]) -> tuple[int, bytes]:
-    found = _PLAIN_LINE.fullmatch(line)
-    learnt = (_DOUBTFUL, b"")
-    if found is not None:
-        name, value = found[1].lower(), found[2]
+    def _kind(self, name: bytes, value: bytes) -> int | None:
+        """What a line is; ``None`` where only the parser may read the answer."""
         if name == b"content-length":
-            if value.isdigit() and len(value) <= _DIGITS_MOST:
-                learnt = (_LENGTH, value)
-        elif name == b"content-type":
-            learnt = (_TYPE, value)
-        elif name == b"connection":
-            if value.lower() == b"keep-alive":
-                learnt = (_NOTHING, b"")
-        elif name not in _DOUBTFUL_NAMES:
-            learnt = (_PASSED, line + b"\r\n") if passes(name) else (_NOTHING, b"")
-    if len(_lines) >= _LINES_MOST:
-        _lines.clear()
-    if len(line) < _LINE_BYTES_MOST:
-        _lines[line] = learnt
-    return learnt
+            return _LENGTH if value.isdigit() and len(value) <= _DIGITS_MOST else None
+        if name == b"content-type":
+            return _TYPE
+        if name == b"connection":
+            return _FIXED if value.lower() == b"keep-alive" else None
+        if name in _DOUBTFUL_NAMES:
+            return None
+        return _PASSED if self._passes(name) else _NOTHING
+
+
+# The lines of a pattern. A passed line must be plain to its end, for it goes on as it came.
+_FORMS: Final = {
+    _NOTHING: rb"%b: [!-~][ -~]*\r\n",
+    _FIXED: rb"%b\r\n",
+    _TYPE: rb"%b\r\n",
+    _LENGTH: rb"%b: (?P<length>[0-9]{1,9})\r\n",
+    _PASSED: rb"(%b: [!-~](?:[ -~]*[!-~])?\r\n)",
+}
+
+
+def _shape(pattern: bytes) -> re.Pattern[bytes]:
+    found = _shapes.get(pattern)
+    if found is None:
+        if len(_shapes) >= _SHAPES_MOST:
+            _shapes.clear()
+        found = _shapes[pattern] = re.compile(pattern)
+    return found

@@ -74,7 +74,8 @@ class SessionTable:
         size = len(_MAGIC) + slots * _SLOT_BYTES
         self._sets = slots // _WAYS
         self._file = -1
-        self._known: dict[tuple[str, str, str], tuple[int, bytes, Session]] = {}
+        # By place: where it stands, its facts, the session, and the salt under which it was drawn, if that is known.
+        self._known: dict[tuple[str, str, str], tuple[int, bytes, Session, str | None]] = {}
         self._known_limit = slots
         if path is None:
             self._map = mmap.mmap(-1, size)
@@ -111,10 +112,10 @@ class SessionTable:
         place = (route.tenant, route.endpoint, session_key)
         known = self._known.get(place)
         if known is not None:
-            at, facts, session = known
+            at, facts, session, salt = known
             # The slot may have been given to another session by another worker since.
             if self._map[at : at + _FACTS_BYTES] == facts and self._still_open(at, route, session, now_ns, live):
-                if facts[28:36] == _salt_tag(route.salt):
+                if salt == route.salt or facts[28:36] == _salt_tag(route.salt):
                     return session
                 return Session(session.session_id, session.release, session.opening, in_rollout=False)
         with self._locked():
@@ -141,7 +142,7 @@ class SessionTable:
             if facts[:16] == key and zlib.crc32(facts[:-4]) == int.from_bytes(facts[-4:], "little"):
                 session = _session(facts, route)
                 if self._still_open(at, route, session, now_ns, live):
-                    return self._remember(place, at, facts, session)
+                    return self._remember(place, at, facts, session, route.salt)
                 oldest_at, opening = at, session.opening + 1
                 break
             if seen_s < oldest_seen:
@@ -153,13 +154,14 @@ class SessionTable:
         facts += zlib.crc32(facts).to_bytes(4, "little")
         self._map[oldest_at : oldest_at + _FACTS_BYTES] = facts
         _SEEN.pack_into(self._map, oldest_at + _SEEN_AT, now_s)
-        return self._remember(place, oldest_at, facts, _session(facts, route))
+        return self._remember(place, oldest_at, facts, _session(facts, route), route.salt)
 
-    def _remember(self, place: tuple[str, str, str], at: int, facts: bytes, session: Session) -> Session:
+    def _remember(self, place: tuple[str, str, str], at: int, facts: bytes, session: Session, salt: str) -> Session:
         if len(self._known) >= self._known_limit:
             self._known.clear()
         # Kept as if in the rollout: whether it is depends on the route of the moment.
-        self._known[place] = (at, facts, Session(session.session_id, session.release, session.opening, in_rollout=True))
+        drawn = Session(session.session_id, session.release, session.opening, in_rollout=True)
+        self._known[place] = (at, facts, drawn, salt if session.in_rollout else None)
         return session
 
     @contextmanager

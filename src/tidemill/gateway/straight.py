@@ -143,20 +143,21 @@ class Straight(Replying):
         self._connection = None
         if self._over:
             return
-        lane, body = self.lane, answer.body
-        if answer.content_type.startswith(_JSON):
+        content_type, passed, body = answer
+        if content_type.startswith(_JSON) and self.lane.prices_by_tokens:
             heard = hear_body(body)
             told = heard.usage
-            if told is not None and lane.prices_by_tokens and not heard.broken and not heard.error and is_plain(told):
+            if told is not None and not heard.broken and not heard.error and is_plain(told):
                 self._status = 200
                 self._settled = True
                 self._came = answer
                 self._record("ok", None, self._deliver_straight, heard)
-                self._keep_whole(body, heard)
+                if self.cache_key is not None:
+                    self._keep_whole(body, heard)
                 return
         attempt = self._attempt_of(None)
         head = AnswerHead()
-        head.content_type, head.passed = answer.content_type, answer.passed
+        head.content_type, head.passed = content_type, passed
         head.length = b"%d" % len(body)
         attempt.on_head(200, head)
         attempt.on_data(body)

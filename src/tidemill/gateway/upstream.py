@@ -15,8 +15,8 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from tidemill.gateway.answer_reading import AnswerHead, AnswerReader
-from tidemill.gateway.known_heads import WholeAnswer
+from tidemill.gateway.answer_reading import AnswerHead, AnswerReader, is_passed
+from tidemill.gateway.known_heads import KnownAnswers, WholeAnswer
 from tidemill.gateway.limits import Limits
 from tidemill.gateway.tls import ClientContexts, Trust, tls_problem
 from tidemill.kernel import InvalidInput, UserError
@@ -151,6 +151,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink: Sink | None = None
         self._whole: WholeSink | None = None  # the sink, until something has come, if it can take a whole answer
         self._reader = AnswerReader(pool.limits.response_header_bytes)
+        self._known = KnownAnswers(pool.limits.response_header_bytes, is_passed)
         self._chunk_timeout_s = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
@@ -182,8 +183,17 @@ class UpstreamConnection(asyncio.Protocol):
 
     def ask(self, sink: WholeSink, data: bytes, body: bytes, waits: Waits) -> None:
         """Like ``start``, for a sink that can take a plain answer at once."""
-        self.start(sink, data, body, waits)
-        self._whole = sink
+        self._sink = self._whole = sink
+        if self._reader.started:
+            self._reader.expect()
+        self.idle_since = 0.0
+        self._chunk_timeout_s = waits.chunk_timeout_s
+        self.deadline = monotonic() + waits.first_byte_timeout_s
+        if waits.first_byte_timeout_s < _SHORT_S:
+            self._watch()
+        self.transport.write(data)
+        if body:
+            self.transport.write(body)
 
     def hand_over(self, sink: Sink) -> None:
         """Another sink is told of what is still to come."""
@@ -300,11 +310,16 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _take_whole(self, whole: WholeSink, data: bytes) -> bool:
         self._whole = None
-        answer = self._reader.whole(data)
+        answer = self._known.take(data)
         if answer is None:
             return False
         self._sink = None
-        self._release(reusable=True)
+        if self.alive and not self.transport.get_write_buffer_size():
+            self.fresh = False
+            self.deadline = 0.0
+            self._pool.give_back(self)
+        else:
+            self._release(reusable=True)
         whole.on_whole(answer)
         return True
 
