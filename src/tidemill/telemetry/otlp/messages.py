@@ -163,7 +163,7 @@ def indexed_message(fields: Mapping[str, Any], parts: Mapping[str, str]) -> Mess
     content = decoded(message.get("content"))
     if isinstance(content, list) and content and all(isinstance(part, dict) and "type" in part for part in content):
         message["content"] = _joined(content)
-    return message
+    return {"role": message["role"], **message} if "role" in message else message
 
 
 def _place(digits: str) -> int:

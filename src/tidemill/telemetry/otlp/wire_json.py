@@ -151,11 +151,13 @@ def _span(span: dict[str, Any]) -> RawSpan:
                 _unsigned(_get(one, "timeUnixNano")), _text(_get(one, "name")), _attributes(_get(one, "attributes"))
             )
             for one in events[:MOST_ATTRIBUTES]
-        ],
+        ]
+        or (),
         [
             RawLink(_id(_get(one, "traceId")), _id(_get(one, "spanId")), _attributes(_get(one, "attributes")))
             for one in links[:MOST_ATTRIBUTES]
-        ],
+        ]
+        or (),
         2 if code in _ERROR else 1 if code in (1, "STATUS_CODE_OK") else 0,
         _text(_get(status, "message")),
         dropped,
