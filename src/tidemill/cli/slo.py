@@ -130,6 +130,14 @@ def forecast(
                 say(f"  {line}")
 
 
+@dashboards_app.callback()
+def _dashboards() -> None:
+    """Dashboards and alert rules for Grafana and Prometheus.
+
+    Example: tidemill dashboards export monitoring
+    """  # a group of one command: without this Typer would take the command for the group
+
+
 @dashboards_app.command("export")
 def export_dashboards(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files are written.")],

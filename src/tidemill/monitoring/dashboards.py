@@ -21,6 +21,67 @@ _WITH_ERROR: Final = 'error_type!=""'
 _SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 
 
+#: name, expression, how long it must hold, severity, what is said
+_ALERTS: Final = (
+    (
+        "TidemillSloPage",
+        'tidemill_slo_alarm{severity="page"} == 1',
+        "0s",
+        "page",
+        "The error budget of {{ $labels.slo }} burns at more than six times its pace.",
+    ),
+    (
+        "TidemillSloTicket",
+        'tidemill_slo_alarm{severity="ticket"} == 1',
+        "0s",
+        "ticket",
+        "{{ $labels.slo }} has more bad events than its objective allows.",
+    ),
+    (
+        "TidemillMonitorAlarm",
+        "tidemill_monitor_alarm == 1",
+        "0s",
+        "ticket",
+        "The monitor {{ $labels.monitor }} fires.",
+    ),
+    (
+        "TidemillBudgetSpent",
+        "tidemill_slo_budget_left_ratio <= 0",
+        "5m",
+        "ticket",
+        "The error budget of {{ $labels.slo }} is spent.",
+    ),
+    (
+        "TidemillDrainBehind",
+        "tidemill_drain_lag_seconds > 60",
+        "5m",
+        "ticket",
+        "Telemetry is received faster than it is stored, for {{ $value | humanizeDuration }}.",
+    ),
+    (
+        "TidemillTelemetryDamaged",
+        "increase(tidemill_drain_corrupt_total[15m]) > 0",
+        "0s",
+        "ticket",
+        "Segments of telemetry could not be read to their end.",
+    ),
+    (
+        "TidemillForwardStuck",
+        "tidemill_forward_backlog_spans > 0 and on (target) rate(tidemill_forward_spans_total[15m]) == 0",
+        "15m",
+        "ticket",
+        "{{ $labels.target }} takes no spans.",
+    ),
+    (
+        "TidemillControlPlaneDown",
+        "absent(tidemill_info) == 1",
+        "2m",
+        "page",
+        "No control plane is scraped. The gateway serves on until its snapshot's lifetime ends.",
+    ),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Panel:
     """A panel.
@@ -91,72 +152,7 @@ def endpoint(names: Names = "new") -> dict[str, Any]:
 
 def alert_rules() -> dict[str, Any]:
     """A Prometheus rule file about Tidemill itself and its objectives' own alarms."""
-    return {
-        "groups": [
-            {
-                "name": "tidemill",
-                "rules": [
-                    _alert(
-                        "TidemillSloPage",
-                        'tidemill_slo_alarm{severity="page"} == 1',
-                        "0s",
-                        "page",
-                        "The error budget of {{ $labels.slo }} burns at more than six times its pace.",
-                    ),
-                    _alert(
-                        "TidemillSloTicket",
-                        'tidemill_slo_alarm{severity="ticket"} == 1',
-                        "0s",
-                        "ticket",
-                        "{{ $labels.slo }} has more bad events than its objective allows.",
-                    ),
-                    _alert(
-                        "TidemillMonitorAlarm",
-                        "tidemill_monitor_alarm == 1",
-                        "0s",
-                        "ticket",
-                        "The monitor {{ $labels.monitor }} fires.",
-                    ),
-                    _alert(
-                        "TidemillBudgetSpent",
-                        "tidemill_slo_budget_left_ratio <= 0",
-                        "5m",
-                        "ticket",
-                        "The error budget of {{ $labels.slo }} is spent.",
-                    ),
-                    _alert(
-                        "TidemillDrainBehind",
-                        "tidemill_drain_lag_seconds > 60",
-                        "5m",
-                        "ticket",
-                        "Telemetry is received faster than it is stored, for {{ $value | humanizeDuration }}.",
-                    ),
-                    _alert(
-                        "TidemillTelemetryDamaged",
-                        "increase(tidemill_drain_corrupt_total[15m]) > 0",
-                        "0s",
-                        "ticket",
-                        "Segments of telemetry could not be read to their end.",
-                    ),
-                    _alert(
-                        "TidemillForwardStuck",
-                        "tidemill_forward_backlog_spans > 0"
-                        " and on (target) rate(tidemill_forward_spans_total[15m]) == 0",
-                        "15m",
-                        "ticket",
-                        "{{ $labels.target }} takes no spans.",
-                    ),
-                    _alert(
-                        "TidemillControlPlaneDown",
-                        "absent(tidemill_info) == 1",
-                        "2m",
-                        "page",
-                        "No control plane is scraped. The gateway serves on until its snapshot's lifetime ends.",
-                    ),
-                ],
-            }
-        ]
-    }
+    return {"groups": [{"name": "tidemill", "rules": [_alert(*one) for one in _ALERTS]}]}
 
 
 def scrape_config(*, control: str, gateway: str, token_file: str) -> dict[str, Any]:

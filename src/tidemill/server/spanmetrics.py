@@ -52,7 +52,6 @@ class MetricKind:
     about: str
     buckets: tuple[float, ...]
     names: frozenset[str]
-    tokens: bool = False
 
 
 _ALL: Final = frozenset({"new", "old", "both"})
@@ -71,9 +70,7 @@ PER_CHUNK: Final = MetricKind(
     SECONDS,
     _NEW,
 )
-USAGE: Final = MetricKind(
-    "gen_ai_client_token_usage", "Tokens of an operation, by gen_ai_token_type.", TOKENS, _ALL, tokens=True
-)
+USAGE: Final = MetricKind("gen_ai_client_token_usage", "Tokens of an operation, by gen_ai_token_type.", TOKENS, _ALL)
 OLD_FIRST: Final = MetricKind(
     "gen_ai_server_time_to_first_token_seconds", "Seconds to the first token.", _FIRST_TOKEN, _OLD
 )
