@@ -82,4 +82,4 @@ def _said(one: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _indented(text: Text) -> Padding:
-    return Padding(text, (0, 0, 0, 2))
+    return Padding(text, (0, 0, 0, 2), expand=False)
