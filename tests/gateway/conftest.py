@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,10 @@ OTHER_KEY = "tm_other_key"
 RELEASE_1 = "sha256:" + "1" * 64
 RELEASE_2 = "sha256:" + "2" * 64
 RELEASE_3 = "sha256:" + "3" * 64
+#: ``TIDEMILL_TEST_LOOP=asyncio`` runs all workers of these tests as a machine without uvloop does.
+LOOP: Callable[[], asyncio.AbstractEventLoop] = (
+    asyncio.new_event_loop if os.environ.get("TIDEMILL_TEST_LOOP") == "asyncio" else uvloop.new_event_loop
+)
 ONCE = RoutePolicy(retries=Retries(max_attempts=1))
 """A policy that never tries again."""
 
@@ -92,9 +97,18 @@ def read_records(segments: Path) -> Records:
 
 
 class RunningGateway:
-    """A worker that runs in a thread until closed."""
+    """A worker that runs in a thread until closed.
 
-    def __init__(self, folder: Path, limits: Limits, **more: Any) -> None:
+    Args:
+        folder: for its files.
+        limits: its bounds.
+        loop: runs it.
+        more: options of the worker.
+    """
+
+    def __init__(
+        self, folder: Path, limits: Limits, *, loop: asyncio.AbstractEventLoop | None = None, **more: Any
+    ) -> None:
         self.folder = folder
         self.snapshot_path = folder / "routing.json"
         self.segments = folder / "segments"
@@ -110,7 +124,7 @@ class RunningGateway:
         listener = bind("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
         self.worker = Worker(self.options)
-        self._loop = uvloop.new_event_loop()
+        self._loop = loop or LOOP()
         self._stop = asyncio.Event()
         ready = threading.Event()
 
