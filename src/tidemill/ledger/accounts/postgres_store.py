@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.kernel import Clock, MissingExtra, Scope, Unavailable, digest_json
-from tidemill.ledger.accounts.statements import POSTGRES_LISTS, Mode, Run, Statements, numbered
+from tidemill.ledger.accounts.statements import POSTGRES_LISTS, Mode, Run, Statements
 from tidemill.ledger.accounts.values import MICROSECONDS
+from tidemill.ledger.postgres_texts import PostgresTexts
 
 if TYPE_CHECKING:
     import psycopg
@@ -59,7 +60,7 @@ class PostgresLeaseStore(Statements):
         with self._explained():
             self._options = {**_PATIENCE, **conninfo_to_dict(self._url)}
         self._idle: list[psycopg.Connection[Any]] = []
-        self._texts: dict[str, str] = {}
+        self._texts = PostgresTexts()
         self._pid = os.getpid()
         self._closed = False
         self.check(f"postgresql://{self._where}")
@@ -77,7 +78,7 @@ class PostgresLeaseStore(Statements):
         with self._explained():
             connection = self._begun(_BEGIN[mode])
             try:
-                yield self._runner(connection)
+                yield self._texts.runner(connection)
                 connection.execute("COMMIT")
             except BaseException:
                 connection.close()  # rolls back
@@ -102,16 +103,6 @@ class PostgresLeaseStore(Statements):
         connection = self._driver.connect(**options, autocommit=True)
         connection.execute(text)
         return connection
-
-    def _runner(self, connection: psycopg.Connection[Any]) -> Run:
-        def run(statement: str, values: dict[str, Any]) -> Any:
-            text: Any = self._texts.get(statement)
-            if text is None:
-                text = self._texts[statement] = numbered(statement)
-            cursor = connection.execute(text, values)
-            return cursor.fetchall() if cursor.description is not None else cursor.rowcount
-
-        return run
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -10,7 +10,6 @@ into its own form. The tables are the ledger's (``ledger.tables``).
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -75,7 +74,6 @@ _TIDY: Final = (
     f"DELETE FROM limit_leases WHERE {_MINE} AND owed IS NOT NULL AND until_us <= :now_us",
     f"DELETE FROM limit_spending WHERE {_MINE} AND ends_us <= :counts_from",
 )
-_NAMED: Final = re.compile(r"(?<!:):(\w+)")
 
 
 class Mode(Enum):
@@ -122,11 +120,6 @@ class _Row(NamedTuple):
     owed: int | None
     window_us: int
     until_us: int
-
-
-def numbered(statement: str) -> str:
-    """The statement with ``%(name)s`` for ``:name`` (PEP 249's ``pyformat``)."""
-    return _NAMED.sub(r"%(\1)s", statement.replace("%", "%%"))
 
 
 class Statements:

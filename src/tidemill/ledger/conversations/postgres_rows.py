@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from tidemill.kernel import MissingExtra, Unavailable
-from tidemill.ledger.conversations.sql import TABLES, Statements, numbered
+from tidemill.ledger.conversations.sql import TABLES, Statements
+from tidemill.ledger.postgres_texts import PostgresTexts
 
 if TYPE_CHECKING:
     import psycopg
@@ -39,7 +40,7 @@ class PostgresRows(Statements):
         self._url = url
         self._idle: list[psycopg.Connection[Any]] = []
         self._closed = False
-        self._texts: dict[str, str] = {}
+        self._texts = PostgresTexts()
         with self._explained(), self._connect() as connection:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}")
@@ -57,17 +58,7 @@ class PostgresRows(Statements):
     @contextmanager
     def _begin(self, _writing: bool) -> Iterator[Any]:
         with self._explained(), self._connection() as connection, connection.transaction():
-            yield self._runner(connection)
-
-    def _runner(self, connection: psycopg.Connection[Any]) -> Any:
-        def run(statement: str, values: dict[str, Any]) -> Any:
-            text: Any = self._texts.get(statement)
-            if text is None:
-                text = self._texts[statement] = numbered(statement)
-            cursor = connection.execute(text, values)
-            return cursor.fetchall() if cursor.description is not None else cursor.rowcount
-
-        return run
+            yield self._texts.runner(connection)
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:

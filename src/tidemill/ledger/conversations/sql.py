@@ -7,7 +7,6 @@ Parameters are written ``:name``; PostgreSQL's back end turns them into its own 
 # ruff: noqa: S608
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -67,12 +66,6 @@ _SWEEP_ENTRIES: Final = f"""DELETE FROM conversation_entries WHERE {_MINE} AND t
 _SWEEP_THREAD: Final = f"DELETE FROM conversation_threads WHERE {_MINE} AND thread = :thread AND expires_at <= :now"
 
 _SWEPT_AT_ONCE: Final = 200  # threads a transaction of the sweep takes, so that writers never wait long for it
-_NAMED: Final = re.compile(r":(\w+)")
-
-
-def numbered(statement: str) -> str:
-    """The statement with ``%(name)s`` for ``:name`` (PEP 249's ``pyformat``)."""
-    return _NAMED.sub(r"%(\1)s", statement.replace("%", "%%"))
 
 
 class Statements:

@@ -21,6 +21,7 @@ from tidemill.kernel import InvalidInput
 from tidemill.models.providers.anthropic_answers import REASONING_FORMAT, AnthropicStream, error_of, translate_answer
 from tidemill.models.providers.dialect import Credentials, Place, ProviderRequest, UnsupportedField
 from tidemill.models.providers.fields import FieldTable, check_keys, left_out
+from tidemill.models.providers.messages import signed_thoughts
 from tidemill.models.providers.pivot import (
     arguments_of,
     check_operation,
@@ -447,26 +448,12 @@ def _identity(identity: Any) -> str:
 
 
 def _thoughts(message: dict[str, Any], leave_out: frozenset[str]) -> list[dict[str, Any]]:
-    """Earlier reasoning goes back unchanged and signed, or not at all."""
-    details = message.get("reasoning_details")
-    if not details:
-        if message.get("reasoning_content") and "messages.reasoning_content" not in leave_out:
-            reason = "it takes earlier reasoning only signed, as 'reasoning_details'"
-            raise UnsupportedField("messages.reasoning_content", NAME, reason)
-        return []
-    if "messages.reasoning_details" in leave_out:
-        return []
-    blocks = []
-    for detail in read_list(details, "messages.reasoning_details"):
-        ours = isinstance(detail, dict) and detail.get("format", REASONING_FORMAT) == REASONING_FORMAT
-        if ours and detail.get("type") == "reasoning.text" and detail.get("signature"):
-            thought = {"thinking": detail.get("text") or "", "signature": detail["signature"]}
-            blocks.append({"type": "thinking", **thought})
-        elif ours and detail.get("type") == "reasoning.encrypted" and detail.get("data"):
-            blocks.append({"type": "redacted_thinking", "data": detail["data"]})
+    blocks: list[dict[str, Any]] = []
+    for thought in signed_thoughts(message, NAME, REASONING_FORMAT, leave_out):
+        if thought.data:
+            blocks.append({"type": "redacted_thinking", "data": thought.data})
         else:
-            reason = "it takes back only reasoning that it has signed itself"
-            raise UnsupportedField("messages.reasoning_details", NAME, reason)
+            blocks.append({"type": "thinking", "thinking": thought.text, "signature": thought.signature})
     return blocks
 
 

@@ -15,7 +15,14 @@ from tidemill.kernel import InvalidInput
 from tidemill.models.providers.anthropic_answers import REASONING_FORMAT
 from tidemill.models.providers.dialect import Place, UnsupportedField
 from tidemill.models.providers.fields import FieldTable, check_keys, left_out
-from tidemill.models.providers.messages import CACHE_MARKS, Media, check_message, check_part, read_media
+from tidemill.models.providers.messages import (
+    CACHE_MARKS,
+    Media,
+    check_message,
+    check_part,
+    read_media,
+    signed_thoughts,
+)
 from tidemill.models.providers.pivot import parts_of, read_list, read_messages
 from tidemill.models.providers.tools import read_calls, read_tool_choice, read_tools
 
@@ -271,24 +278,12 @@ def _assistant(message: Mapping[str, Any], leave_out: frozenset[str]) -> Iterato
 
 
 def _thoughts(message: Mapping[str, Any], leave_out: frozenset[str]) -> Iterator[dict[str, Any]]:
-    """Earlier reasoning goes back unchanged and signed, or not at all."""
-    details = message.get("reasoning_details")
-    if not details:
-        if message.get("reasoning_content") and "messages.reasoning_content" not in leave_out:
-            reason = "it takes earlier reasoning only signed, as 'reasoning_details'"
-            raise UnsupportedField("messages.reasoning_content", NAME, reason)
-        return
-    if "messages.reasoning_details" in leave_out:
-        return
-    for detail in read_list(details, "messages.reasoning_details"):
-        ours = isinstance(detail, dict) and detail.get("format", REASONING_FORMAT) == REASONING_FORMAT
-        if ours and detail.get("type") == "reasoning.text" and detail.get("signature"):
-            text = {"text": detail.get("text") or "", "signature": detail["signature"]}
-            yield {"reasoningContent": {"reasoningText": text}}
-        elif ours and detail.get("type") == "reasoning.encrypted" and detail.get("data"):
-            yield {"reasoningContent": {"redactedContent": detail["data"]}}
+    for thought in signed_thoughts(message, NAME, REASONING_FORMAT, leave_out):
+        if thought.data:
+            yield {"reasoningContent": {"redactedContent": thought.data}}
         else:
-            raise UnsupportedField("messages.reasoning_details", NAME, "another provider has signed them")
+            text = {"text": thought.text, "signature": thought.signature}
+            yield {"reasoningContent": {"reasoningText": text}}
 
 
 def _tool(message: Mapping[str, Any], leave_out: frozenset[str]) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from mimetypes import guess_type
 from typing import Any, Final
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from tidemill.kernel import InvalidInput
 from tidemill.models.providers.dialect import UnsupportedField
 from tidemill.models.providers.fields import check_keys
-from tidemill.models.providers.pivot import data_url, image_url
+from tidemill.models.providers.pivot import data_url, image_url, read_list
 
 _SPOKEN: Final = frozenset({"role", "content"})
 
@@ -49,6 +49,53 @@ class Media:
     url: str = ""
     name: str = ""
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SignedThought:
+    """Earlier reasoning that its provider gave to be sent back.
+
+    Args:
+        text, signature: what was thought, and the provider's signature of it.
+        data: instead of both where the provider encrypted it.
+    """
+
+    text: str = ""
+    signature: str = ""
+    data: str = ""
+
+
+def signed_thoughts(
+    message: Mapping[str, Any], provider: str, reasoning_format: str, leave_out: frozenset[str]
+) -> Iterator[SignedThought]:
+    """Earlier reasoning of an assistant's message, which goes back unchanged and signed, or not at all.
+
+    Args:
+        message: the message.
+        provider: the dialect's name.
+        reasoning_format: the ``format`` of the reasoning that this provider has signed.
+        leave_out: paths of fields to pass over.
+
+    Raises:
+        UnsupportedField: it is not signed, or another provider signed it.
+    """
+    details = message.get("reasoning_details")
+    if not details:
+        if message.get("reasoning_content") and "messages.reasoning_content" not in leave_out:
+            reason = "it takes earlier reasoning only signed, as 'reasoning_details'"
+            raise UnsupportedField("messages.reasoning_content", provider, reason)
+        return
+    if "messages.reasoning_details" in leave_out:
+        return
+    for detail in read_list(details, "messages.reasoning_details"):
+        ours = isinstance(detail, dict) and detail.get("format", reasoning_format) == reasoning_format
+        if ours and detail.get("type") == "reasoning.text" and detail.get("signature"):
+            yield SignedThought(detail.get("text") or "", detail["signature"])
+        elif ours and detail.get("type") == "reasoning.encrypted" and detail.get("data"):
+            yield SignedThought(data=detail["data"])
+        else:
+            reason = "it takes back only reasoning that it has signed itself"
+            raise UnsupportedField("messages.reasoning_details", provider, reason)
 
 
 def check_message(message: Mapping[str, Any], provider: str, leave_out: frozenset[str]) -> str:
