@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.telemetry.engines import STORES
 from tidemill.kernel import Scope
-from tidemill.telemetry import SpanStore, open_span_store
-
-Opener = Callable[[Path, Scope], SpanStore]
-
-STORES: dict[str, Opener] = {"duckdb": lambda folder, scope: open_span_store(folder / "telemetry.duckdb", scope)}
+from tidemill.telemetry import SpanStore
 
 
 @pytest.fixture(params=sorted(STORES))

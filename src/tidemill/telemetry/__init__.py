@@ -25,6 +25,7 @@ from tidemill.telemetry.queries import (
 from tidemill.telemetry.reading import Corrupt, Finished, read_segment
 from tidemill.telemetry.records import Capture, Content, Intent, Reference, Score, Span, Status
 from tidemill.telemetry.segments import SegmentWriter
+from tidemill.telemetry.spans.fields import FIELDS, MEASURES
 from tidemill.telemetry.store import (
     ENTRY_ATTRIBUTE,
     FAILED_STATUSES,
@@ -45,6 +46,8 @@ from tidemill.telemetry.store import (
 __all__ = [
     "ENTRY_ATTRIBUTE",
     "FAILED_STATUSES",
+    "FIELDS",
+    "MEASURES",
     "Batch",
     "Capture",
     "CommitReport",
@@ -84,16 +87,27 @@ __all__ = [
 ]
 
 
-def open_span_store(path: Path, scope: Scope) -> SpanStore:
-    """Open the embedded span store of a scope; only one process may hold it.
+def open_span_store(
+    path: Path, scope: Scope, *, url: str | None = None, memory_mb: int = 512, cold: str | None = None
+) -> SpanStore:
+    """Open the span store of a scope; only one process may hold an embedded one.
 
     Args:
         path: the DuckDB file, made if missing.
         scope: whose spans are kept and asked for.
+        url: a ``clickhouse://`` URL, of the server to be used in place of the file (``telemetry.store``).
+        memory_mb: memory of the embedded store (``telemetry.memory_mb``).
+        cold: folder or ``s3://bucket/prefix`` of partitions (``telemetry.retention.cold``); ``None`` for beside the
+            file.
 
     Raises:
-        Unavailable: another process holds the file, or it cannot be read.
+        Unavailable: another process holds the file, or it cannot be read; or the server does not answer.
+        InvalidInput: the URL is none of ClickHouse.
     """
+    if url is not None:
+        from tidemill.telemetry.spans.clickhouse import open_clickhouse
+
+        return open_clickhouse(url, scope)
     from tidemill.telemetry.spans.embedded import DuckDBSpanStore
 
-    return DuckDBSpanStore(path, scope)
+    return DuckDBSpanStore(path, scope, memory_mb=memory_mb, cold=cold)

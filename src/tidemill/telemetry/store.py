@@ -73,6 +73,8 @@ class Batch:
         spans: in the order they were written.
         contents: by (trace id, span id); masked already.
         scores: in the order they were written; their texts masked already.
+        late: content that came apart from its span, before it or after it: ((trace id, span id), content), masked
+            already. A span shows one content, joined by ``late.combined``; what is there already is not added again.
         rejected: records that were refused before they came here. Spans that differ from the one stored first are
             set aside by the store itself.
     """
@@ -81,6 +83,7 @@ class Batch:
     contents: Mapping[tuple[str, str], Content] = field(default_factory=dict)
     scores: Sequence[Score] = ()
     rejected: Sequence[SetAside] = ()
+    late: Sequence[tuple[tuple[str, str], Content]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +143,7 @@ class SpanQuery:
         roots_only: only spans that stand for a whole request (no parent, or marked with ``ENTRY_ATTRIBUTE``).
         with_references, with_content: whether to bring those along.
         where: conditions on any field; see ``queries.Condition``.
+        before: (start, place) of the last span of a page that was newest first; only spans that come behind it.
         text: full text over input and output, see ``spans.text``: every word must occur, as a whole word and whatever
             its case; words "in quotes" in that order.
     """
@@ -162,6 +166,7 @@ class SpanQuery:
     with_content: bool = False
     where: tuple[Condition, ...] = ()
     text: str | None = None
+    before: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +243,14 @@ class SpanStore(Protocol):
         Raises:
             InvalidInput: a record belongs to another scope; nothing was stored.
         """
+        ...
+
+    def last_seq(self) -> int:
+        """The highest place in the order of commits; 0 while there is none."""
+        ...
+
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes on disk by tier, ``hot`` and ``cold``."""
         ...
 
     def offsets(self) -> dict[str, int]:

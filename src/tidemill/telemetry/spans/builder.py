@@ -214,6 +214,9 @@ def span_conditions(statement: Statement, query: SpanQuery) -> list[str]:
         found.append(f"s.seq > {statement.bind(query.after_seq)}")
     if query.roots_only:
         found.append("s.is_root")
+    if query.before is not None:
+        start, seq = (statement.bind(one) for one in query.before)
+        found.append(f"s.started_at_ns <= {start} AND (s.started_at_ns < {start} OR s.seq < {seq})")
     return found + [statement.condition(one) for one in query.where]
 
 
@@ -245,7 +248,7 @@ def _measure(dialect: Dialect, measure: Measure) -> str:
             raise InvalidInput(f"'{measure.of}' takes no aggregate.")
         counted = {
             "requests": "count(*)",
-            "errors": f"sum(CASE WHEN {FAILED} THEN 1 ELSE 0 END)",
+            "errors": f"coalesce(sum(CASE WHEN {FAILED} THEN 1 ELSE 0 END), 0)",
             "error_share": f"avg(CASE WHEN {FAILED} THEN 1.0 ELSE 0.0 END)",
         }
         return counted[measure.of]

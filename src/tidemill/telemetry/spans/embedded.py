@@ -55,6 +55,7 @@ class DuckDBSpanStore:
         self, path: Path, scope: Scope, *, memory_mb: int = 512, threads: int = 2, cold: str | None = None
     ) -> None:
         self._scope = scope
+        self._path = path
         self._database = Database(path, memory_mb=memory_mb, threads=threads)
         files = cold_files(cold, path.with_name(path.name + COLD_SUFFIX))
         self._partitions = Partitions(self._database, files, scope)
@@ -81,6 +82,15 @@ class DuckDBSpanStore:
     def commit(self, batch: Batch, offsets: Mapping[str, int], *, forget: Iterable[str] = ()) -> CommitReport:
         """See ``SpanStore.commit``."""
         return self._writer.commit(batch, offsets, forget)
+
+    def last_seq(self) -> int:
+        """See ``SpanStore.last_seq``."""
+        return self._reader.last_seq()
+
+    def sizes(self) -> dict[str, int]:
+        """See ``SpanStore.sizes``. The log beside the file counts as hot."""
+        files = (self._path, self._path.with_name(self._path.name + ".wal"))
+        return {"hot": sum(one.stat().st_size for one in files if one.exists()), "cold": self._partitions.size()}
 
     def offsets(self) -> dict[str, int]:
         """See ``SpanStore.offsets``."""

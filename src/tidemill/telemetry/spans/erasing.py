@@ -31,6 +31,7 @@ _BLANKED: Final = (
     ("spans", "name = '', attributes = NULL, session_id = NULL", _GONE),
     ("contents", "said = '', detail = NULL", f"seq IN (SELECT seq FROM spans WHERE {_OWNED} AND {_GONE})"),
     ("scores", "comment = NULL, correction = NULL, label = NULL", _GONE),
+    ("late_contents", "input = '', output = '', detail = ''", _GONE),
     ("aside_samples", "detail = '', source = NULL", _GONE),
 )
 
@@ -68,7 +69,7 @@ class Eraser:
             spans, blocks = self._blank(cursor)
             replaced = [(one, *self._without(cursor, one)) for one in cold if self._touches(cursor, one)]
             scores = self._delete(cursor, replaced, blocks, erasure)
-            self._writer.forget_words()
+            self._writer.forget()
             self._scrub()
         return Erased(
             traces=gone,
@@ -156,7 +157,8 @@ class Eraser:
                 )
             cursor.execute(f"DELETE FROM spans WHERE {_OWNED} AND {_GONE}", values)
             scores = cursor.execute(f"DELETE FROM scores WHERE {_OWNED} AND {_GONE} RETURNING 1", values).fetchall()
-            cursor.execute(f"DELETE FROM aside_samples WHERE {_OWNED} AND {_GONE}", values)
+            for table in ("aside_samples", "late_contents"):
+                cursor.execute(f"DELETE FROM {table} WHERE {_OWNED} AND {_GONE}", values)
             if erasure.before_ns is not None:
                 cursor.execute(
                     f"DELETE FROM aside_samples WHERE {_OWNED} AND at_ns < $before",

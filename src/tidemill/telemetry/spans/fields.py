@@ -20,7 +20,7 @@ TEXT_COLUMNS: Final = (
     "prompt", "service",
 )  # fmt: skip
 NUMBER_COLUMNS: Final = (
-    "started_at_ns", "ended_at_ns", "http_status", "input_tokens", "output_tokens", "cached_input_tokens",
+    "ingest_seq", "started_at_ns", "ended_at_ns", "http_status", "input_tokens", "output_tokens", "cached_input_tokens",
     "reasoning_output_tokens", "cost_usd", "time_to_first_chunk_s",
 )  # fmt: skip
 FLAG_COLUMNS: Final = ("stream", "is_root")
@@ -46,6 +46,8 @@ MEASURED: Final = (
     "reasoning_output_tokens", "total_tokens", "cost_usd",
 )  # fmt: skip
 COUNTED: Final = ("requests", "errors", "error_share")
+MEASURES: Final = (*COUNTED, *MEASURED)
+"""What a series may measure; the first three take no aggregate."""
 FIELDS: Final = (*TEXT_COLUMNS, *NUMBER_COLUMNS, *FLAG_COLUMNS, *DERIVED)
 """Every name but those of attributes and scores."""
 
@@ -73,4 +75,4 @@ def kind_of(field: str) -> Kind:
 
 def expression_of(field: str) -> str:
     """The SQL of a column or a derived number; ``kind_of`` has been asked before."""
-    return DERIVED.get(field) or f's."{field}"'
+    return DERIVED.get(field) or ("s.seq" if field == "ingest_seq" else f's."{field}"')

@@ -95,6 +95,15 @@ class Partitions:
             for row in rows
         ]  # fmt: skip
 
+    def size(self) -> int:
+        """Bytes of all partitions."""
+        rows = self._database.rows(
+            "SELECT coalesce(sum(bytes), 0)::BIGINT FROM partitions WHERE project = $project AND tenant = $tenant",
+            self._owner,
+        )
+        found: int = rows[0][0]
+        return found
+
     def source(self, partitions: Sequence[Partition]) -> str:
         """What to read partitions from, as SQL."""
         paths = ", ".join(_quoted(str(self._files.local(one.name))) for one in partitions)

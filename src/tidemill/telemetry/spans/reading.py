@@ -102,6 +102,15 @@ class Reader:
 
         return self._settled(ask)
 
+    def last_seq(self) -> int:
+        """See ``SpanStore.last_seq``."""
+        rows = self._database.rows(
+            f"SELECT greatest((SELECT max(seq) FROM spans WHERE {_OWNED}), "
+            f"(SELECT max(last_seq) FROM partitions WHERE {_OWNED}), (SELECT max(seq) FROM scores WHERE {_OWNED}))",
+            self._owner,
+        )
+        return rows[0][0] or 0
+
     def trace(self, trace_id: str) -> list[StoredSpan]:
         """See ``SpanStore.trace``."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
+from zlib import crc32
 
 import msgspec
 import pyarrow as pa
@@ -18,6 +19,7 @@ _INT: Final = pa.int64()
 _REAL: Final = pa.float64()
 _FLAG: Final = pa.bool_()
 _KEY: Final = pa.int32()
+_BIG: Final = 2**63
 
 SPAN_FIELDS: Final[dict[str, pa.DataType]] = {
     "trace_id": _TEXT,
@@ -83,7 +85,19 @@ def key_of(text: str) -> int:
 
 def digest_of(record: Span | Score) -> int:
     """32 bits that tell whether two records with the same ids are the same."""
-    return int.from_bytes(hashlib.blake2b(_packed.encode(record), digest_size=4).digest(), "big", signed=True)
+    number = crc32(_packed.encode(record))
+    return number - (1 << 32) if number >> 31 else number
+
+
+def storable(span: Span) -> Span:
+    """A span without whole numbers beyond 64 bits, which no column and no MessagePack holds: they become text."""
+    if all(type(value) is not int or -_BIG <= value < _BIG for value in span.attributes.values()):
+        return span
+    plain = {
+        name: value if type(value) is not int or -_BIG <= value < _BIG else str(value)
+        for name, value in span.attributes.items()
+    }
+    return msgspec.structs.replace(span, attributes=plain)
 
 
 def span_table(spans: Sequence[Span], digests: Sequence[int], seqs: Sequence[int]) -> pa.Table:

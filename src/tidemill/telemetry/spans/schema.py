@@ -53,6 +53,8 @@ CREATE TABLE IF NOT EXISTS partitions ({_OWNER}, day BIGINT NOT NULL, name VARCH
     last_seq BIGINT NOT NULL);
 CREATE TABLE IF NOT EXISTS partition_traces ({_OWNER}, slice UTINYINT NOT NULL, name VARCHAR NOT NULL,
     bits BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS late_contents ({_OWNER}, trace_id VARCHAR NOT NULL, span_id VARCHAR NOT NULL,
+    input VARCHAR NOT NULL, output VARCHAR NOT NULL, detail VARCHAR NOT NULL);
 CREATE TABLE IF NOT EXISTS erasures_due ({_OWNER});
 """
 """``day`` counts days since 1970. ``partition_traces`` says which partitions cannot hold a trace, in slices so that a

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tidemill.telemetry.records import Score, Span
-from tidemill.telemetry.spans.rows import digest_of
+from tidemill.telemetry.spans.rows import digest_of, storable
 from tidemill.telemetry.store import SetAside
 
 DETAIL_CHARS: Final = 4096
@@ -31,13 +31,15 @@ class Sifted:
 
     Args:
         spans: new ones by their ids, with their digests.
-        scores: likewise.
+        places: where a store has put them, once it has.
+        scores: likewise new ones.
         outdated: ids whose stored placeholder gives way.
         aside: records that differ from the one stored first.
         counts: for the report.
     """
 
     spans: dict[SpanId, tuple[Span, int]] = field(default_factory=dict)
+    places: dict[SpanId, int] = field(default_factory=dict)
     scores: list[tuple[Score, int]] = field(default_factory=list)
     outdated: list[SpanId] = field(default_factory=list)
     aside: list[SetAside] = field(default_factory=list)
@@ -57,7 +59,8 @@ def sift_spans(spans: Sequence[Span], stored: Mapping[SpanId, Known], sifted: Si
         sifted: gets them.
     """
     known = dict(stored)
-    for span in spans:
+    for given in spans:
+        span = storable(given)
         key = (span.trace_id, span.span_id)
         earlier = known.get(key)
         placeholder = span.status == "interrupted"

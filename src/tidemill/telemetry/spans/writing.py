@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from tidemill.kernel import InvalidInput, Scope
 from tidemill.telemetry.records import Content, Score, Span
+from tidemill.telemetry.spans.late_contents import LateContents
 from tidemill.telemetry.spans.rows import content_table, key_of, reference_table, score_table, span_table
 from tidemill.telemetry.spans.sifting import DETAIL_CHARS, Known, Sifted, SpanId, sift_scores, sift_spans
 from tidemill.telemetry.spans.text import word_filter, words_of
@@ -45,7 +46,9 @@ class Writer:
         self._scope = scope
         self._owner = {"project": scope.project, "tenant": scope.tenant}
         self._cold = cold
+        self._late = LateContents(self._owner)
         self._pending: _PendingWords | None = None
+        self._closed = 0
 
     def commit(self, batch: Batch, offsets: Mapping[str, int], forget: Iterable[str]) -> CommitReport:
         """See ``SpanStore.commit``."""
@@ -56,13 +59,15 @@ class Writer:
                 if batch.spans:
                     sift_spans(batch.spans, self._known_spans(cursor, batch.spans), sifted)
                     self._put_spans(cursor, batch, sifted)
+                for seq, content in self._late.joined(cursor, batch.late, sifted.places):
+                    self._put_contents(cursor, [(seq, content)])
                 if batch.scores:
                     sift_scores(batch.scores, self._known_scores(cursor, batch.scores), sifted)
                     self._put_scores(cursor, sifted)
                 self._note(cursor, [*batch.rejected, *sifted.aside])
                 self._put_offsets(cursor, offsets, forget)
         except BaseException:
-            self._pending = None  # it may count words of contents that were not stored
+            self.forget()  # what it knows of may not have been stored
             raise
         return CommitReport(rejected=len(batch.rejected), **sifted.counts)
 
@@ -80,11 +85,12 @@ class Writer:
             f"WHERE project = $project AND tenant = $tenant {only} ORDER BY seq DESC LIMIT {int(limit)}",
             values,
         )
-        return SetAsideReport(dict(counts), [_aside_of(row) for row in samples])
+        return SetAsideReport(dict(counts), [aside_of(row) for row in samples])
 
-    def forget_words(self) -> None:
-        """Contents were removed: what is known of words not yet in a filter is read anew."""
+    def forget(self) -> None:
+        """Read anew what is kept in memory of the file: words not yet in a filter, and which late content waits."""
         self._pending = None
+        self._late.forget()
 
     def _known_spans(self, cursor: duckdb.DuckDBPyConnection, spans: Sequence[Span]) -> dict[SpanId, Known]:
         """Of the spans' ids those already stored."""
@@ -121,9 +127,8 @@ class Writer:
         self._insert(cursor, "spans", span_table(spans, [digest for _, digest in sifted.spans.values()], seqs))
         if any(span.references for span in spans):
             self._insert(cursor, "trace_references", reference_table(spans, seqs))
-        contents = [
-            (seq, batch.contents[key]) for seq, key in zip(seqs, sifted.spans, strict=True) if key in batch.contents
-        ]
+        sifted.places = dict(zip(sifted.spans, seqs, strict=True))
+        contents = [(seq, batch.contents[key]) for key, seq in sifted.places.items() if key in batch.contents]
         if contents:
             self._put_contents(cursor, contents)
 
@@ -132,9 +137,20 @@ class Writer:
             self._pending = self._unindexed(cursor)
         self._insert(cursor, "contents", content_table(contents))
         for seq, content in contents:
+            if seq < self._pending.first or seq <= self._closed:
+                self._widen(cursor, seq, content)
+                continue
             self._pending.add(seq, content.input, content.output)
             if self._pending.count >= BLOCK:
                 self._close_block(cursor, self._pending)
+
+    def _widen(self, cursor: duckdb.DuckDBPyConnection, seq: int, content: Content) -> None:
+        """A late content lies behind a filter that is closed: it gets one of its own."""
+        words = {*words_of(content.input), *words_of(content.output)}
+        cursor.execute(
+            "INSERT INTO word_blocks VALUES ($project, $tenant, $first, $first, $bits::BLOB::BIT)",
+            {**self._owner, "first": seq, "bits": word_filter(words)},
+        )
 
     def _unindexed(self, cursor: duckdb.DuckDBPyConnection) -> _PendingWords:
         """Words of stored contents that are in no filter yet; whole blocks of them get theirs."""
@@ -143,6 +159,7 @@ class Writer:
             "SELECT coalesce(max(last_seq), 0) FROM word_blocks WHERE project = $project AND tenant = $tenant",
             self._owner,
         ).fetchall()[0][0]
+        self._closed = at
         while True:
             rows = cursor.execute(
                 "SELECT seq, said FROM contents WHERE seq > $at AND project = $project AND tenant = $tenant "
@@ -162,6 +179,7 @@ class Writer:
             "INSERT INTO word_blocks VALUES ($project, $tenant, $first, $last, $bits::BLOB::BIT)",
             {**self._owner, "first": pending.first, "last": pending.last, "bits": word_filter(pending.words)},
         )
+        self._closed = pending.last
         pending.clear()
 
     def _known_scores(self, cursor: duckdb.DuckDBPyConnection, scores: Sequence[Score]) -> dict[str, int | None]:
@@ -264,7 +282,8 @@ def aside_row(one: SetAside) -> tuple[str, int, str | None, str | None, str | No
     return one.reason, one.at_ns, one.trace_id, one.span_id, one.source, one.detail[:DETAIL_CHARS]
 
 
-def _aside_of(row: tuple[str, int, str | None, str | None, str | None, str]) -> SetAside:
+def aside_of(row: tuple[str, int, str | None, str | None, str | None, str]) -> SetAside:
+    """A sample from its row."""
     reason, at_ns, trace_id, span_id, source, detail = row
     return SetAside(reason=reason, at_ns=at_ns, trace_id=trace_id, span_id=span_id, source=source, detail=detail)
 
