@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 _PAGE = """# Metrics
@@ -63,12 +65,18 @@ def metrics_page() -> str:
     text += ["", "## Requests and cost", "", *rows(list(SPAN))]
     text += ["## The control plane", "", *rows(list(OWN))]
     text += ["## The gateway's workers", "", "Each series carries `worker`, for each scrape reaches one of them.", ""]
-    text += [f"- `{name}`" for name in _gateway_names()]
+    text += [f"- {name}" for name in _gateway_names()]
     return "\n".join(text).rstrip() + "\n"
 
 
 def _gateway_names() -> list[str]:
+    from tidemill.gateway import gauges
     from tidemill.gateway.metrics import Metrics
 
     lines = Metrics("w").render(epoch=1).decode().splitlines()
-    return [f"{line.split()[2]} ({line.split()[3]})" for line in lines if line.startswith("# TYPE")]
+    counted = [(line.split()[2], line.split()[3]) for line in lines if line.startswith("# TYPE")]
+    # What is read from targets and limits that live stands in the source alone.
+    read = re.findall(r"# TYPE \{_PREFIX\}(\w+) (\w+)", inspect.getsource(gauges))
+    return [
+        f"`{name}` ({kind})" for name, kind in [*counted, *((f"tidemill_gateway_{one}", kind) for one, kind in read)]
+    ]

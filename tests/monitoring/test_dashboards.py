@@ -1,5 +1,6 @@
 """Dashboards and rules load without edits: Grafana's own types read them, and every query asks for what there is."""
 
+import inspect
 import json
 import re
 
@@ -11,6 +12,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from tests.monitoring.test_export import RULE_FILE
 
 from tidemill.cli.monitoring_files import monitoring_files
+from tidemill.gateway import gauges
 from tidemill.gateway.metrics import Metrics
 from tidemill.kernel.settings import parse_settings
 from tidemill.loop.slos import slo_of
@@ -25,7 +27,10 @@ def gateway_names():
     metrics = Metrics("w")
     metrics.request("e", "control", 200, "ok", 0.1)
     metrics.event("failover")
-    return {re.split(r"[{ ]", line)[0] for line in metrics.render(epoch=1).decode().splitlines() if line[0] != "#"}
+    counted = {re.split(r"[{ ]", line)[0] for line in metrics.render(epoch=1).decode().splitlines() if line[0] != "#"}
+    read = re.findall(r"# TYPE \{_PREFIX\}(\w+)", inspect.getsource(gauges))  # they need targets and limits that live
+    assert read
+    return counted | {f"tidemill_gateway_{name}" for name in read}
 
 
 def shown(generation):

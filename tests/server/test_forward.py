@@ -15,11 +15,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import uvicorn
 
+from tests.server.desk import Desk, open_desk, write_desk
 from tidemill.kernel import InvalidInput, Scope, UserError
 from tidemill.kernel.settings_telemetry import ForwardSettings
+from tidemill.server.api import create_app
 from tidemill.server.forward import Forwarder, ForwardFailed
-from tidemill.server.supervisor import free_port
+from tidemill.server.supervisor import free_port, listening_socket
 from tidemill.telemetry import Batch, Content, Span, SpanStore, open_span_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +117,55 @@ def test_content_goes_along_if_asked_for(store: SpanStore, tmp_path: Path) -> No
     (row,) = received(file)
     assert row["attributes"]["input.value"] == "a question"  # type: ignore[index]
     assert row["resource"]["service.name"] == "shop"  # type: ignore[index]
+
+
+def test_tidemill_itself_takes_what_is_passed_on_and_has_the_same_spans(store: SpanStore, tmp_path: Path) -> None:
+    detail = {
+        "attributes": {"retriever.k": 4, "nested": {"a": [1, "x"]}},
+        "events": [{"name": "cache.miss", "at_ns": 1_700_000_000_000_000_005, "attributes": {"key": "k"}}],
+        "links": [{"trace_id": "ab" * 16, "span_id": "cd" * 8}],
+    }
+    inner = span(2, trace_id=span(1).trace_id, parent_span_id=span(1).span_id, service="shop", output_tokens=7)
+    said = {(inner.trace_id, inner.span_id): Content("a question", "an answer", json.dumps(detail))}
+    now_ns = time.time_ns()
+    spans = [
+        msgspec.structs.replace(one, started_at_ns=now_ns - 10**9, ended_at_ns=now_ns)
+        for one in (span(1, service="shop", status="error", error_type="timeout"), inner)
+    ]
+    store.commit(Batch(spans, said), {})
+    with open_desk(write_desk(tmp_path / "far")) as desk, told_over_http(desk) as port:
+        secret = tmp_path / "token"
+        secret.write_text("Bearer let-me-in")
+        target = forwarder(store, tmp_path, port, content=True, headers={"Authorization": f"file:{secret}"})
+        assert target.step() == 2
+        target.close()
+        desk.control.drain()
+        there = {one.span.span_id: one for one in desk.control.store.trace(spans[0].trace_id)}
+    for one in spans:
+        got = there[one.span_id].span
+        same = ("name", "parent_span_id", "started_at_ns", "ended_at_ns", "service", "status", "operation", "endpoint")
+        assert [getattr(got, name) for name in same] == [getattr(one, name) for name in same]
+        assert (got.request_model, got.input_tokens, got.output_tokens) == ("m", 3, one.output_tokens)
+    content = there[inner.span_id].content
+    assert content is not None
+    assert ("a question" in content.input, "an answer" in content.output) == (True, True)
+    kept = json.loads(content.detail)
+    assert kept["events"][0]["name"] == "cache.miss"
+    assert kept["links"][0]["trace_id"] == "ab" * 16
+
+
+@contextmanager
+def told_over_http(desk: Desk) -> Iterator[int]:
+    """A control plane's application on a real socket; its port."""
+    listener = listening_socket("127.0.0.1", 0, "server")
+    app = create_app(desk.control, token="let-me-in")
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    eventually(lambda: server.started)
+    yield int(listener.getsockname()[1])
+    server.should_exit = True
+    thread.join(10)
 
 
 def test_a_killed_collector_and_a_killed_sender_lose_nothing(store: SpanStore, tmp_path: Path) -> None:

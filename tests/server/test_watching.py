@@ -143,6 +143,8 @@ def test_every_family_that_is_shown_is_described_and_the_reverse(api: Api) -> No
 
 def test_a_backlog_is_seen_until_it_is_stored(desk: Desk, api: Api) -> None:
     desk.writer.finished(span(1))
+    desk.control.drain()
+    desk.writer.finished(span(2))
     before = api.samples()["tidemill_drain_backlog_bytes",]
     desk.control.drain()
     assert before > 0

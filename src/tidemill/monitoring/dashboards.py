@@ -16,6 +16,8 @@ _SCHEMA: Final = 39
 _COLUMNS: Final = 24
 _HEIGHT: Final = 8
 _WINDOW: Final = "$__rate_interval"
+_IN_FLIGHT: Final = "sum by (endpoint, model) (tidemill_gateway_target_in_flight)"
+_OPEN: Final = 'sum by (endpoint, model) (tidemill_gateway_breaker_state{state="open"})'
 _FAILED: Final = 'status=~"error|truncated|interrupted"'
 _WITH_ERROR: Final = 'error_type!=""'
 _SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
@@ -338,6 +340,8 @@ def _gateway(where: str) -> list[Panel]:
                     {"{{event}}": f"sum by (event) (rate(tidemill_gateway_events_total[{_WINDOW}]))"},
                     "ops",
                 ),
+                Panel("Calls at once, by target", {"{{endpoint}} {{model}}": _IN_FLIGHT}),
+                Panel("Targets that are cut off", {"{{endpoint}} {{model}}": _OPEN}),
                 Panel("Epoch of the snapshot", {"{{worker}}": "tidemill_gateway_snapshot_epoch"}, kind="stat"),
             ]
         ),

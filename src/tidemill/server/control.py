@@ -37,9 +37,9 @@ from tidemill.releases import Rollout, RolloutState, live_release
 from tidemill.safety import mask_pii, routing_keys
 from tidemill.server.children import Deployment, limits_url, read_deployments
 from tidemill.server.files import write_atomically, write_json
-from tidemill.server.otlp import open_receiving
 from tidemill.server.forward import Forwarding
-from tidemill.server.settlement import Settlement
+from tidemill.server.otlp import open_receiving
+from tidemill.server.settlement import Settlement, SettlementTotals
 from tidemill.server.supervisor import free_port, is_healthy
 from tidemill.server.watching import Watching
 from tidemill.telemetry import Drainer, DrainReport, SpanStore
@@ -85,7 +85,7 @@ class ControlPlane:
         self._settlement: Settlement | None = None
         if self._accounts is not None:
             self._settlement = Settlement(self._accounts, project.places.segments, tenant=settings.tenant)
-        self.receiving = open_receiving(project, lambda: self._drainer.waiting_bytes())
+        self.receiving = open_receiving(project, self.waiting_bytes)
         self._drainer = Drainer(
             project.places.segments,
             store,
@@ -162,6 +162,15 @@ class ControlPlane:
             self.counts[name] += count
         if not report.more:
             self.caught_up_s = time.monotonic()
+
+    def waiting_bytes(self) -> int:
+        """How much is written and not stored yet."""
+        return self._drainer.waiting_bytes()
+
+    @property
+    def settled(self) -> SettlementTotals:
+        """What settlement has counted since the start."""
+        return self._settlement.totals if self._settlement is not None else SettlementTotals()
 
     def standing(self) -> list[Standing]:
         """How much of each limit is spent, lent to workers, and left."""

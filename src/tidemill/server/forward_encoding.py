@@ -1,16 +1,18 @@
 """Stored spans as OTLP: the protobuf that other collectors take at ``/v1/traces``.
 
 Names are those of OpenTelemetry's GenAI conventions where those have one, ``tidemill.…`` otherwise. A person is a keyed
-hash (``user.hash``). What was said goes along only if asked for, as ``input.value`` and ``output.value``.
+hash (``user.hash``). What was said goes along only if asked for: as ``input.value`` and ``output.value``, with the
+events, links and further attributes that a span came with.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status as OtlpStatus
 
@@ -84,8 +86,31 @@ def _span(span: Span, content: Content | None) -> OtlpSpan:
     if span.status in FAILED_STATUSES:
         found.status.code = OtlpStatus.STATUS_CODE_ERROR
         found.status.message = span.error_type or span.status
-    found.attributes.extend(_attributes(_named(span, content)))
+    named = dict(_named(span))
+    if content is not None:
+        _add_content(found, named, content)
+    found.attributes.extend(_attributes(named.items()))
     return found
+
+
+def _add_content(found: OtlpSpan, named: dict[str, Any], content: Content) -> None:
+    """What was said, and what a span came with that has no column."""
+    if content.input:
+        named["input.value"] = content.input
+    if content.output:
+        named["output.value"] = content.output
+    try:
+        detail = json.loads(content.detail or "{}")
+    except ValueError:  # cut where it was too long
+        return
+    for name, value in (detail.get("attributes") or {}).items():
+        named.setdefault(name, value)
+    for event in detail.get("events") or ():
+        one = found.events.add(name=str(event.get("name", "")), time_unix_nano=max(0, int(event.get("at_ns") or 0)))
+        one.attributes.extend(_attributes((event.get("attributes") or {}).items()))
+    for link in detail.get("links") or ():
+        other = found.links.add(trace_id=bytes.fromhex(link["trace_id"]), span_id=bytes.fromhex(link["span_id"]))
+        other.attributes.extend(_attributes((link.get("attributes") or {}).items()))
 
 
 def _kind(span: Span) -> OtlpSpan.SpanKind.ValueType:
@@ -94,7 +119,7 @@ def _kind(span: Span) -> OtlpSpan.SpanKind.ValueType:
     return OtlpSpan.SPAN_KIND_CLIENT if span.operation in _INFERENCE else OtlpSpan.SPAN_KIND_INTERNAL
 
 
-def _named(span: Span, content: Content | None) -> Iterator[tuple[str, Any]]:
+def _named(span: Span) -> Iterator[tuple[str, Any]]:
     yield from ((name, value) for name, value in span.attributes.items() if name not in _FIELDS)
     for name, field in _FIELDS.items():
         value = getattr(span, field)
@@ -104,9 +129,6 @@ def _named(span: Span, content: Content | None) -> Iterator[tuple[str, Any]]:
         yield "gen_ai.response.finish_reasons", list(span.finish_reasons)
     if span.stream:
         yield "gen_ai.request.stream", True
-    if content is not None:
-        yield "input.value", content.input
-        yield "output.value", content.output
 
 
 def _attributes(named: Iterable[tuple[str, Any]]) -> Iterator[KeyValue]:
@@ -121,6 +143,8 @@ def _value(value: Any) -> AnyValue:
         return AnyValue(int_value=value) if abs(value) < 1 << 63 else AnyValue(string_value=str(value))
     if isinstance(value, float):
         return AnyValue(double_value=value)
+    if isinstance(value, dict):
+        return AnyValue(kvlist_value=KeyValueList(values=_attributes(value.items())))
     if isinstance(value, list):
         return AnyValue(array_value=ArrayValue(values=[_value(one) for one in value]))
     return AnyValue(string_value=str(value))

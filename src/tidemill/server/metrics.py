@@ -10,8 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tidemill import __version__
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from tidemill.server.control import ControlPlane
-
-_SEGMENTS: Final = "*/*.seg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +56,7 @@ OWN: Final = (
     Family("tidemill_forward_spans_total", "counter", ("target",), "Spans passed on."),
     Family("tidemill_forward_rejected_total", "counter", ("target",), "Spans that a collector refused for good."),
     Family("tidemill_forward_failures_total", "counter", ("target",), "Attempts that will be made again."),
+    Family("tidemill_settled_total", "counter", ("what",), "Requests charged to limits, and what went wrong with it."),
     Family("tidemill_limit_used_ratio", "gauge", ("limit",), "Part of a rate limit or budget that is spent."),
 )
 #: Families of ``spanmetrics`` besides its histograms.
@@ -98,8 +96,9 @@ class ControlCollector:
         settings = control.project.settings
         yield "tidemill_info", [((__version__, settings.project, settings.tenant), 1.0)]
         yield "tidemill_drain_lag_seconds", [((), max(0.0, time.monotonic() - control.caught_up_s))]
-        offsets = control.store.offsets()
-        yield "tidemill_drain_backlog_bytes", [((), float(backlog_bytes(control.project.places.segments, offsets)))]
+        yield "tidemill_drain_backlog_bytes", [((), float(control.waiting_bytes()))]
+        settled = asdict(control.settled)
+        yield "tidemill_settled_total", [((what,), float(count)) for what, count in settled.items()]
         for name in ("drained_records", "drain_conflicts", "drain_corrupt", "drain_content_lost"):
             yield f"tidemill_{name}_total", [((), float(control.counts[name]))]
         rejected = control.store.set_aside(limit=1).counts
@@ -108,7 +107,7 @@ class ControlCollector:
             shown = self._reasons.of(reason)
             reasons[shown] = reasons.get(shown, 0.0) + count
         yield "tidemill_rejections_total", [((reason,), count) for reason, count in reasons.items()]
-        yield "tidemill_store_bytes", _store_bytes(control.project.places.spans)
+        yield "tidemill_store_bytes", [((tier,), float(size)) for tier, size in control.store.sizes().items()]
         yield from self._objectives()
         firing: Samples = [((str(one["monitor"]["name"]),), float(one["firing"])) for one in control.monitors.states()]
         yield "tidemill_monitor_alarm", firing
@@ -176,24 +175,6 @@ def families(names: str = "new") -> list[Family]:
         if names in kind.names
     ]
     return [*shown, *SPAN, *OWN]
-
-
-def backlog_bytes(segments: Path, offsets: dict[str, int]) -> int:
-    """Bytes of segment files that are not stored yet."""
-    stored = {name.split("#", 1)[0]: reached for name, reached in offsets.items()}
-    total = 0
-    for path in segments.glob(_SEGMENTS):
-        with suppress(FileNotFoundError):
-            total += max(0, path.stat().st_size - stored.get(f"{path.parent.name}/{path.name}", 0))
-    return total
-
-
-def _store_bytes(path: Path) -> Samples:
-    files = [path, path.with_name(path.name + ".wal")]
-    hot = sum(file.stat().st_size for file in files if file.is_file())
-    cold_folder = path.with_name("cold")
-    cold = sum(file.stat().st_size for file in cold_folder.rglob("*.parquet")) if cold_folder.is_dir() else 0
-    return [(("hot",), float(hot)), (("cold",), float(cold))]
 
 
 def _new(family: Family) -> Any:
