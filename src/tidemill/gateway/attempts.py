@@ -8,13 +8,13 @@ of it has reached anybody, so another attempt may take its place.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from time import monotonic, time, time_ns
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from tidemill.gateway.answers import error_body
+from tidemill.gateway.callers import Caller, Forward
 from tidemill.gateway.failures import (
     Cause,
     Failed,
@@ -25,7 +25,6 @@ from tidemill.gateway.failures import (
     too_deep,
     unsupported,
 )
-from tidemill.gateway.operations import Operation
 from tidemill.gateway.payloads import Heard, hear_body
 from tidemill.gateway.routing import Attempt as HealthAttempt
 from tidemill.gateway.routing import AttemptResult
@@ -57,60 +56,6 @@ _EVENT_END: Final = b"\n\n"
 _JOINED_BYTES: Final = 1 << 14  # a body up to this is cheaper joined with its head than written by itself
 _ANSWERED: Final = AttemptResult.ANSWERED
 _BODYLESS: Final = frozenset((204, 304))
-
-
-Forward = Callable[[bytes, msgspec.Raw], None]
-
-
-class Caller(Protocol):
-    """Who wants an answer, and is told how each attempt goes."""
-
-    operation: Operation
-    streamed: bool
-
-    def message(self, lane: Lane) -> tuple[bytes, bytes]:
-        """Head and body of the call as this target wants it.
-
-        Raises:
-            UserError: it cannot serve the request.
-        """
-        ...
-
-    def pivot_body(self) -> bytes:
-        """The request in the pivot's format, for a dialect that needs it to read the answer."""
-        ...
-
-    def opened(self, attempt: Attempt) -> Forward | None:
-        """It has begun to answer; the next calls bring what it says.
-
-        Returns:
-            What may be called instead of ``events`` with one event that is good and not the last, and its usage.
-        """
-        ...
-
-    def events(self, attempt: Attempt, data: bytes) -> None:
-        """Whole events of an opened stream, each of them good."""
-        ...
-
-    def piece(self, attempt: Attempt, data: bytes) -> None:
-        """Bytes of an opened answer that is no stream of events."""
-        ...
-
-    def ended(self, attempt: Attempt) -> None:
-        """The opened answer ended as HTTP says it should."""
-        ...
-
-    def answered(self, attempt: Attempt, body: bytes, heard: Heard) -> None:
-        """A whole answer with a good status, and what it says."""
-        ...
-
-    def failed(self, attempt: Attempt, failed: Failed) -> None:
-        """There will be nothing, or nothing more."""
-        ...
-
-    def faulted(self, error: Exception) -> None:
-        """Being told of the answer, the caller raised this: it ends here."""
-        ...
 
 
 class Attempt:

@@ -13,7 +13,8 @@ from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Final
 
 from tidemill.gateway.answers import Refusal, error_body, status_line
-from tidemill.gateway.attempts import Attempt, Forward
+from tidemill.gateway.attempts import Attempt
+from tidemill.gateway.callers import Forward
 from tidemill.gateway.delivery import Client, Passing, head_of
 from tidemill.gateway.failures import Cause, Failed, fault, malformed, too_deep
 from tidemill.gateway.operations import Operation

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import UNSET
 
 from tidemill.gateway.answers import error_body
-from tidemill.gateway.attempts import Attempt, Forward
+from tidemill.gateway.attempts import Attempt
+from tidemill.gateway.callers import Forward
 from tidemill.gateway.calls import message
 from tidemill.gateway.failures import Cause, Failed, reading
 from tidemill.gateway.operations import Operation
