@@ -3,7 +3,8 @@
 A client sends nearly the same head with every request of a connection, and an upstream with every answer. What the
 parser and all rules have accepted once is accepted again without them:
 
-* a request whose head differs from an accepted one in the digits of ``Content-Length`` alone, its body whole;
+* a request whose head differs from an accepted one in the digits of ``Content-Length`` and the ids of
+  ``traceparent`` alone, its body whole;
 * an answer with status 200 and a length, whose header lines are each of the plainest form, its body whole.
 
 Everything else goes the whole way, and so does whatever is doubtful. Tests hold both ways against each other.
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 _LENGTH_LINE: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
 _DIGITS_MOST: Final = 9
+_TRACE: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACE_LINE: Final = re.compile(rb"\r\n(?i:traceparent):[ \t]*(" + _TRACE.pattern + rb")\r\n")
+_TRACE_SIZE: Final = 55
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -30,7 +34,8 @@ class KnownHead:
     Args:
         data: the bytes of one whole request.
         request: what was read from them.
-        place: where in ``data`` the digits of its length begin and end.
+        length: where in ``data`` the digits of its length begin and end.
+        trace: where the value of its ``traceparent`` begins and ends; ``None`` without one.
         end: where its body begins.
         body_bytes_most: longest body that is taken.
 
@@ -38,31 +43,71 @@ class KnownHead:
         memory: what the handler has found out about requests with this head; gone with the connection.
     """
 
-    __slots__ = ("_after", "_before", "_body_bytes_most", "_fields", "_length_at", "_make", "_size", "memory")
+    __slots__ = (
+        "_after", "_before", "_body_bytes_most", "_fields", "_length_at", "_make", "_middle", "_trace_at",
+        "_trace_first", "memory",
+    )  # fmt: skip
 
-    def __init__(self, data: bytes, request: Request, place: tuple[int, int], end: int, body_bytes_most: int) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        request: Request,
+        length: tuple[int, int],
+        trace: tuple[int, int] | None,
+        end: int,
+        body_bytes_most: int,
+    ) -> None:
         self.memory: Any = None
-        self._before = data[: place[0]]
-        self._size = place[0]
-        self._after = data[place[1] : end]
+        self._trace_first = trace is not None and trace < length
+        first, second = sorted((length, trace)) if trace is not None else (length, length)
+        self._before = data[: first[0]]
+        self._middle = data[first[1] : second[0]]
+        self._after = data[second[1] : end]
         self._make = type(request)
         self._fields = {name: value for name, value in vars(request).items() if name not in {"body", "known"}}
         names = [name.lower() for name, _ in request.headers]
         self._length_at = names.index(b"content-length")
+        self._trace_at = names.index(b"traceparent") if trace is not None else -1
         self._body_bytes_most = body_bytes_most
 
     def take(self, data: bytes) -> Request | None:
         """The request that ``data`` is, if it is one whole request with this head; else ``None``."""
-        if not data.startswith(self._before):
+        before, after = self._before, self._after
+        if not data.startswith(before):
             return None
-        size, after = self._size, self._after
-        end = data.find(b"\r", size, size + _DIGITS_MOST + 1)
-        digits = data[size:end]
-        if not data.startswith(after, end) or not digits.isdigit():
+        if self._trace_at >= 0:
+            return self._take_traced(data)
+        at = len(before)
+        end = data.find(b"\r", at, at + _DIGITS_MOST + 1)
+        if not data.startswith(after, end):
             return None
-        body = data[end + len(after) :]
+        return self._request(data[at:end], data[end + len(after) :])
+
+    def _take_traced(self, data: bytes) -> Request | None:
+        at, trace, middle = len(self._before), b"", self._middle
+        if self._trace_first:
+            trace = data[at : at + _TRACE_SIZE]
+            at += _TRACE_SIZE + len(middle)
+            if not data.startswith(middle, at - len(middle)):
+                return None
+        end = data.find(b"\r", at, at + _DIGITS_MOST + 1)
+        digits = data[at:end]
+        if not self._trace_first:
+            if not data.startswith(middle, end):
+                return None
+            end += len(middle) + _TRACE_SIZE
+            trace = data[end - _TRACE_SIZE : end]
+        if not data.startswith(self._after, end) or _TRACE.fullmatch(trace) is None:
+            return None
+        request = self._request(digits, data[end + len(self._after) :])
+        if request is not None:
+            request.headers[self._trace_at] = (request.headers[self._trace_at][0], trace)
+            request.traceparent = trace
+        return request
+
+    def _request(self, digits: bytes, body: bytes) -> Request | None:
         length = len(body)
-        if length != int(digits) or length > self._body_bytes_most:
+        if not digits.isdigit() or length != int(digits) or length > self._body_bytes_most:
             return None
         request = self._make()
         fields = request.__dict__
@@ -86,15 +131,18 @@ def known_head(data: bytes, request: Request, limits: Limits) -> KnownHead | Non
     if request.length is None or request.transfer is not None or request.expect is not None or not request.keep_alive:
         return None
     end = data.find(_HEAD_END) + len(_HEAD_END)
-    found = _LENGTH_LINE.search(data, 0, end)
+    length = _LENGTH_LINE.search(data, 0, end)
+    trace = _TRACE_LINE.search(data, 0, end) if request.traceparent is not None else None
     if (
-        found is None
-        or len(data) - end != int(found[1])
+        length is None
+        or len(data) - end != int(length[1])
         or end + _DIGITS_MOST > limits.header_bytes
+        or (trace is None and request.traceparent is not None)
         or request.header(b"upgrade") is not None
     ):
         return None
-    return KnownHead(data, request, found.span(1), end, limits.body_bytes)
+    place = trace.span(1) if trace is not None else None
+    return KnownHead(data, request, length.span(1), place, end, limits.body_bytes)
 
 
 WholeAnswer = tuple[bytes, bytes, bytes]

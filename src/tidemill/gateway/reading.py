@@ -43,6 +43,7 @@ _ONCE: Final = frozenset(
 _REQUEST_FIELDS: Final[dict[bytes, str]] = {}  # names as clients write them, learnt; "" for those nobody reads
 _FIELDS_MOST: Final = 1024
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/[^?#]*)?(\?[^#]*)?", re.IGNORECASE)
+_LESSONS_MOST: Final = 8  # heads learnt of a connection: of one that sends another each time it would be in vain
 _PARTS_MOST: Final = 512  # pieces of a body kept apart: a body in one-byte chunks must not cost its size in pointers
 
 
@@ -132,8 +133,8 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_body_bytes", "_bulk", "_head_bytes", "_headers", "_known", "_limits", "_parser", "_parts", "_request",
-        "_resumed", "invite", "ready", "refusal", "stage",
+        "_body_bytes", "_bulk", "_head_bytes", "_headers", "_known", "_lessons", "_limits", "_parser", "_parts",
+        "_request", "_resumed", "invite", "ready", "refusal", "stage",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -150,6 +151,7 @@ class RequestReader:
         self._body_bytes = 0
         self._head_bytes = 0  # raw bytes read while the head is incomplete: bounds a header that never ends
         self._known: KnownHead | None = None
+        self._lessons = _LESSONS_MOST
         self._parser: Any = httptools.HttpRequestParser(self)
 
     def again(self, data: bytes) -> Request | None:
@@ -176,10 +178,16 @@ class RequestReader:
                 self.refusal = Refusal(400, text, "malformed_request", close=True)
         if self.stage == IDLE:
             self._head_bytes = 0
-            if anew and len(self.ready) == 1 and self.refusal is None and self._parser is parser:
-                self._known = self.ready[0].known = known_head(data, self.ready[0], self._limits)
+            if anew and len(self.ready) == 1 and self.refusal is None and self._parser is parser and self._lessons:
+                self._learn(data, self.ready[0])
         elif self.stage == HEAD and self._head_bytes > self._limits.header_bytes and self.refusal is None:
             self.refusal = self._large_head()
+
+    def _learn(self, data: bytes, request: Request) -> None:
+        known = known_head(data, request, self._limits)
+        if known is not None:
+            self._lessons -= 1
+            self._known = request.known = known
 
     def close(self) -> None:
         """Forget everything. The parser holds bound methods of this object; without the cycle both go at once."""

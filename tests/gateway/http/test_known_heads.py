@@ -14,9 +14,10 @@ from tidemill.gateway.answer_reading import AnswerReader, is_passed
 from tidemill.gateway.known_heads import KnownAnswers
 from tidemill.gateway.reading import Request, RequestReader
 
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 LINES = (
     "Host: a", "Authorization: Bearer x", "content-type: application/json", "X-A: b", "x-a:c", "X-B:  two words \t",
-    "Accept: */*", "traceparent: 00-1-2-01", "Connection: keep-alive", "User-Agent: c/1", "X-Tidemill-Session: s",
+    "Accept: */*", f"Traceparent: {TRACE}", "Connection: keep-alive", "User-Agent: c/1", "X-Tidemill-Session: s",
 )  # fmt: skip
 LENGTHS = ("Content-Length: ", "content-length:", "CONTENT-LENGTH: ", "Content-length:\t")
 
@@ -52,6 +53,7 @@ def test_a_request_like_the_one_before_is_the_one_that_the_parser_reads(
 ) -> None:
     before, after = head
     first, second = (before + b"%d" % len(body) + after + body for body in bodies)
+    second = second.replace(b"a" * 32, b"c" * 32, 1)
     quick, slow = reader_after(first), reader_after(first)
     request = quick.again(second)
     assert request is not None
@@ -82,6 +84,36 @@ def test_what_is_taken_the_parser_takes(head: tuple[bytes, bytes], second: bytes
     if request is not None:
         assert slow.refusal is None
         assert [told(request)] == [told(one) for one in slow.ready]
+
+
+@given(
+    lines=st.permutations([b"Content-Length: 2", b"traceparent: " + TRACE.encode(), b"X-A: b"]),
+    trace=mutated(st.just(TRACE.encode())),
+)
+@settings(max_examples=100, deadline=None)
+def test_another_trace_is_taken_as_the_parser_takes_it(lines: list[bytes], trace: bytes) -> None:
+    first = b"\r\n".join([b"POST /v1 HTTP/1.1", b"Host: a", *lines]) + b"\r\n\r\n{}"
+    quick, slow = reader_after(first), reader_after(first)
+    data = first.replace(TRACE.encode(), trace)
+    request = quick.again(data)
+    slow.feed(data)
+    if request is not None:
+        assert slow.refusal is None
+        assert [told(request)] == [told(one) for one in slow.ready]
+    plain = first.replace(b"b" * 16, b"d" * 16)
+    assert quick.again(plain) is not None
+
+
+def test_a_connection_with_another_head_each_time_is_not_learnt_for_ever() -> None:
+    reader = RequestReader(Limits())
+    learnt = []
+    for number in range(20):
+        data = b"POST /v1 HTTP/1.1\r\nHost: a\r\nX-Id: %d\r\nContent-Length: 2\r\n\r\n{}" % number
+        assert reader.again(data) is None
+        reader.feed(data)
+        learnt.append(reader.ready.popleft().known is not None)
+    assert learnt[0]
+    assert not learnt[-1]
 
 
 @pytest.mark.parametrize(
