@@ -51,6 +51,10 @@ async def work(task: dict[str, Any], name: str) -> None:
     left = task["total"] or sys.maxsize
     log = Path(task["log"])
 
+    def note(refusal: Refusal) -> None:
+        with log.open("a") as file:
+            file.write(f"{refusal.status} {refusal.message}\n")
+
     async def caller() -> None:
         nonlocal left
         loop = asyncio.get_running_loop()
@@ -62,8 +66,7 @@ async def work(task: dict[str, Any], name: str) -> None:
             try:
                 ticket = await future
             except Refusal as refusal:
-                with log.open("a") as file:
-                    file.write(f"{refusal.status} {refusal.message}\n")
+                note(refusal)
                 await asyncio.sleep(chance.uniform(0.05, 0.2))
                 continue
             ids = {"trace_id": f"{chance.getrandbits(128):032x}", "span_id": f"{chance.getrandbits(64):016x}"}
@@ -76,7 +79,8 @@ async def work(task: dict[str, Any], name: str) -> None:
                 ticket.more(again.set_result, again.set_exception)
                 try:
                     ticket = await again
-                except Refusal:
+                except Refusal as refusal:
+                    note(refusal)
                     break
                 writer.intent(Intent(**ids, started_at_ns=begun, attributes=dict(ticket.attributes)))
                 await asyncio.sleep(chance.uniform(0, 0.05))
