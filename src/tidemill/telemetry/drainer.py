@@ -313,7 +313,9 @@ class Drainer:
         assert self._offsets is not None
         if self._settle is not None and gathered.raw:
             self._settle(gathered.raw)
-        batch = Batch(gathered.spans, gathered.contents, gathered.scores, gathered.rejected)
+        batch = Batch(
+            gathered.spans, gathered.contents, gathered.scores, rejected=gathered.rejected, late=gathered.late
+        )
         report = self._store.commit(batch, gathered.offsets, forget=self._gone)
         self._pending = []
         self._offsets |= gathered.offsets

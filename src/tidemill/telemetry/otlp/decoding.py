@@ -60,7 +60,7 @@ class Survey:
         )
 
 
-def survey(signal: Signal, encoding: Encoding, body: bytes, received_ns: int) -> Survey:
+def survey(signal: Signal, encoding: Encoding, body: bytes, received_ns: int, *, bare: bool = False) -> Survey:
     """Read a request and see which of its records are refused.
 
     Args:
@@ -68,11 +68,12 @@ def survey(signal: Signal, encoding: Encoding, body: bytes, received_ns: int) ->
         encoding: how it is written.
         body: unpacked.
         received_ns: when it came, nanoseconds since 1970.
+        bare: whether to leave out what no refusal depends on; the result cannot be decoded then.
 
     Raises:
         InvalidInput: nothing of it can be read.
     """
-    found = Survey(read_groups(signal, encoding, body))
+    found = Survey(read_groups(signal, encoding, body, bare=bare))
     for group in found.groups:
         found.counts.append(len(group.spans) + len(group.logs) + len(group.points) + len(group.broken))
         found.refused["unreadable"] += len(group.broken)

@@ -11,32 +11,34 @@ from tidemill.telemetry.otlp.plans import Plan, first
 from tidemill.telemetry.otlp.wire import Attributes
 
 ID_CHARS: Final = 256
+_FIRST_CHUNK: Final = {"time_to_first_chunk_s", "time_to_first_chunk_ms", "first_chunk_at"}
 _TOKENS_MOST: Final = 10**12
 
 
 class Fields:
-    """Reads one span's fields. A value that cannot be believed counts as missing, and is counted."""
+    """Reads one span's fields. A value that cannot be believed counts as missing, and is counted.
 
-    __slots__ = ("_attributes", "_columns", "_counts")
+    ``value`` gives a field as it came, ``None`` where there is none.
+    """
+
+    __slots__ = ("_counts", "_given", "value")
 
     def __init__(self, plan: Plan, attributes: Attributes, counts: Counter[str]) -> None:
-        self._columns = plan.columns
-        self._attributes = attributes
+        given = {column: attributes[name] for column, name in plan.single}
+        for column, names in plan.contested:
+            given[column] = first(attributes, names)
+        self._given = given
+        self.value = given.get
         self._counts = counts
 
     def has(self, name: str) -> bool:
         """Whether a name of this field is there."""
-        return name in self._columns
-
-    def value(self, name: str) -> Any:
-        """The field's value as it came; ``None`` where there is none."""
-        names = self._columns.get(name)
-        return first(self._attributes, names) if names is not None else None
+        return name in self._given
 
     def text(self, name: str) -> str | None:
         """The field as text, cut to ``ID_CHARS`` but for ids."""
         value = self.value(name)
-        if value is None:
+        if value is None or value == "":
             return None
         if not isinstance(value, str):
             if isinstance(value, list | dict):
@@ -53,8 +55,10 @@ class Fields:
         return self._believed(self.value(name))
 
     def _believed(self, value: Any) -> int | None:
-        if value is None:
+        if value is None or value == "":
             return None
+        if type(value) is int and 0 <= value <= _TOKENS_MOST:
+            return value
         try:
             number = int(value)
         except (ValueError, TypeError, OverflowError):
@@ -68,7 +72,7 @@ class Fields:
         """Tokens: input, output, and of these those from a cache and those spent on reasoning."""
         read, written = self.count("input_tokens"), self.count("output_tokens")
         cached, reasoned = self.count("cached_input_tokens"), self.count("reasoning_output_tokens")
-        told = decoded(self.value("usage_json"))
+        told = decoded(self.value("usage_json")) if "usage_json" in self._given else None
         if isinstance(told, dict):
             read = self._believed(told.get("input", told.get("prompt_tokens"))) if read is None else read
             written = self._believed(told.get("output", told.get("completion_tokens"))) if written is None else written
@@ -79,6 +83,8 @@ class Fields:
         """What the sender says that the call cost."""
         value = self.value("sent_cost_usd")
         if value is None:
+            if "cost_json" not in self._given:
+                return None
             told = decoded(self.value("cost_json"))
             value = told.get("total") if isinstance(told, dict) else None
         number = _number(value)
@@ -86,18 +92,23 @@ class Fields:
 
     def http_status(self) -> int | None:
         """The status of an HTTP answer."""
-        number = self.count("http_status")
+        number = self.count("http_status") if "http_status" in self._given else None
         return number if number is not None and 100 <= number < 1000 else None
 
     def reasons(self) -> tuple[str, ...]:
         """Why the answers ended."""
-        value = decoded(self.value("finish_reasons"))
+        value = self.value("finish_reasons")
+        if value is None:
+            return ()
+        value = decoded(value)
         if isinstance(value, str):
             return (value[:ID_CHARS],)
         return tuple(one[:ID_CHARS] for one in value[:16] if isinstance(one, str)) if isinstance(value, list) else ()
 
     def first_chunk_s(self, started_at_ns: int) -> float | None:
         """Seconds from the start to the first chunk."""
+        if not _FIRST_CHUNK & self._given.keys():
+            return None
         seconds = _number(self.value("time_to_first_chunk_s"))
         if seconds is None and (milliseconds := _number(self.value("time_to_first_chunk_ms"))) is not None:
             seconds = milliseconds / 1e3

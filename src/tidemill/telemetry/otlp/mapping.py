@@ -355,8 +355,8 @@ _USAGE_NAMES: Final = (
 def _outvoted(plan: Plan, attributes: Attributes) -> list[tuple[str, str]]:
     """Names whose field has another value from a better name: that other value is no secret, so it is kept."""
     found: list[tuple[str, str]] = []
-    for column, names in plan.columns.items():
-        if len(names) > 1 and column not in ("user", "request_model"):
+    for column, names in plan.contested:
+        if column not in ("user", "request_model"):
             best = first(attributes, names)
             found += [(name, name) for name in names if attributes[name] != best and attributes[name] is not None]
     return found

@@ -20,13 +20,16 @@ class Plan:
     """Where the fields of a span stand among its attributes.
 
     Args:
-        columns, content: field to the names that are there, best first.
+        single: (field, name) of the columns that one name is there for.
+        contested: (field, names) of those with several, best first.
+        content: field to the names that are there, best first.
         operations: names that tell the operation, with their values' meanings.
         indexed: (group, number, rest of the name, name), in order.
         rest: (name, name to keep it under) of all that has no field.
     """
 
-    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    single: tuple[tuple[str, str], ...] = ()
+    contested: tuple[tuple[str, tuple[str, ...]], ...] = ()
     content: dict[str, tuple[str, ...]] = field(default_factory=dict)
     operations: tuple[tuple[str, Mapping[str, str]], ...] = ()
     indexed: tuple[tuple[str, int, str, str], ...] = ()
@@ -60,8 +63,10 @@ class Plans:
                 indexed.append((*numbered, name))
             elif name not in RESERVED:
                 rest.append((name, table.attributes.get(name, name)))
+        columns = _present(table.columns, there)
         return Plan(
-            _present(table.columns, there),
+            tuple((column, names[0]) for column, names in columns.items() if len(names) == 1),
+            tuple((column, names) for column, names in columns.items() if len(names) > 1),
             _present(table.content, there),
             tuple((name, values) for name, values in table.operations.items() if name in there),
             tuple(sorted(indexed)),

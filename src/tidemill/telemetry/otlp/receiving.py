@@ -110,6 +110,7 @@ class Receiver:
         bounds = bounds or Bounds()
         self.request_bytes_most = bounds.request_bytes_most
         self._policy = policy
+        self._masks_all = policy.default == "masked" and set(policy.of.values()) <= {"masked"}
         self._backlog_most = bounds.backlog_bytes_most
         self._waiting_bytes = waiting_bytes
         self._now_ns = now_ns
@@ -178,7 +179,8 @@ class Receiver:
         """
         received_ns = self._now_ns()
         try:
-            found = survey(signal, encoding, unpack(body, packing, self.request_bytes_most), received_ns)
+            whole = unpack(body, packing, self.request_bytes_most)
+            found = survey(signal, encoding, whole, received_ns, bare=self._masks_all)
             futures = self._write(signal, encoding, body, packing, found, received_ns)
         except TooLarge as error:
             self._note("too_large", "too_large", error.message)

@@ -40,7 +40,7 @@ _LENGTH_DELIMITED: Final = 2
 _DELTA: Final = 1
 
 
-def read_protobuf(signal: Signal, body: bytes) -> list[Group]:
+def read_protobuf(signal: Signal, body: bytes, *, bare: bool = False) -> list[Group]:
     """See ``read_groups``."""
     request_type = _REQUESTS[signal][0]
     try:
@@ -51,8 +51,9 @@ def read_protobuf(signal: Signal, body: bytes) -> list[Group]:
             raise unreadable(signal, "protobuf", error) from error
         return groups
     if signal == "traces":
+        read = _bare_span if bare else _span
         return [
-            Group(_attributes(one.resource.attributes), _scope(part.scope), spans=[_span(span) for span in part.spans])
+            Group(_attributes(one.resource.attributes), _scope(part.scope), spans=[read(span) for span in part.spans])
             for one in request.resource_spans
             for part in one.scope_spans
         ]
@@ -188,6 +189,19 @@ def _span(span: Any) -> RawSpan:
         status.code,
         status.message,
         dropped,
+    )
+
+
+def _bare_span(span: Any) -> RawSpan:
+    return RawSpan(
+        span.trace_id.hex(),
+        span.span_id.hex(),
+        span.parent_span_id.hex(),
+        "",
+        0,
+        span.start_time_unix_nano,
+        span.end_time_unix_nano,
+        {},
     )
 
 
