@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tidemill.kernel import ArtifactKind, Decoding, FakeClock, InvalidInput, ReleaseParts, Scope, Verdict
+from tidemill.kernel import ArtifactKind, Decoding, FakeClock, InvalidInput, ReleaseParts, Scope, Unavailable, Verdict
 from tidemill.kernel.settings import parse_settings
 from tidemill.ledger import Ledger, open_ledger
 from tidemill.loop.feed import SpanFeed, load_state, state_document, store_identity
 from tidemill.loop.slos import ALARM, CLEARED, SloDriver, slo_of
 from tidemill.monitoring import Slo
 from tidemill.releases import RolloutPolicy, create_release, open_rollout
-from tidemill.telemetry import Batch, Score, Span, SpanStore, open_span_store
+from tidemill.telemetry import Batch, Score, Span, SpanStore, StoredSpan, open_span_store
 
 SCOPE = Scope("p", "t")
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -238,6 +238,45 @@ def test_recovery_counts_each_incident_once(world: World) -> None:
     driver.tick()
     state = driver.states()[1]
     assert (state["events"], state["bad"]) == (2, 2 - len(ended))
+
+
+def test_an_alarm_that_cannot_be_recorded_waits_and_an_unreadable_store_loses_no_event(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Breaking(SpanFeed):
+        broken = False
+
+        def after(self, seq: int) -> Iterator[Sequence[StoredSpan]]:
+            for place, batch in enumerate(super().after(seq)):
+                if self.broken and place == 1:
+                    raise Unavailable("the store is away")
+                yield batch
+
+    feed = Breaking(world.store, batch=10)
+    driver = world.driver(AVAILABLE, feed=feed)
+    driver.tick()
+    world.requests(40)
+    feed.broken = True
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            driver.tick()
+    feed.broken = False
+    driver.tick()
+    assert driver.states()[0]["events"] == 40
+    world.requests(30, status="error")
+    with monkeypatch.context() as patch:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise Unavailable("the ledger is away")
+
+        patch.setattr(world.ledger.decisions, "record", refuse)
+        with pytest.raises(Unavailable):
+            driver.tick()
+        assert driver.behind
+    driver.tick()
+    assert not driver.behind
+    assert {one.verdict.value for one in world.ledger.decisions.list(kind=ALARM)} == {"ticket", "page"}
+    assert driver.states()[0]["events"] == 70
 
 
 def test_an_objective_is_what_the_file_says() -> None:

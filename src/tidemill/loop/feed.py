@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,8 +113,15 @@ def state_document(states: Mapping[str, Any], *, identity: str) -> dict[str, Any
     return {"format": _FORMAT, "store": identity, **states}
 
 
-def store_identity(path: Path) -> str:
-    """A name for the span store at a path: another one after it was removed or put back from a backup."""
+def store_identity(path: Path, url: str | None = None) -> str:
+    """A name for a span store: another one after it was removed, put back from a backup, or moved elsewhere.
+
+    Args:
+        path: of the embedded store.
+        url: of a server that keeps spans instead.
+    """
+    if url is not None:
+        return f"url:{sha256(url.encode()).hexdigest()[:16]}"  # a URL may hold a password
     try:
         found = path.stat()
     except FileNotFoundError:

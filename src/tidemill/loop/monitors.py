@@ -61,13 +61,14 @@ class MonitorDriver:
         self._feed = feed
         self._kept = dict(kept or {})
         self._watched: dict[str, _Watched] = {}
+        self._pending: list[tuple[_Watched, Alarm]] = []  # found, and not recorded yet
 
     def tick(self) -> list[Alarm]:
         """Look at every monitor once; the alarms that are new are recorded as decisions and returned."""
         versions = {version.name: version for version in applied(self._ledger, ArtifactKind.MONITOR)}
         for name in set(self._watched) - set(versions):
             del self._watched[name]
-        found: list[Alarm] = []
+        found = self._record_pending()
         for name, version in versions.items():
             monitor = monitor_of(name, version.content)
             watched = self._watched.get(name)
@@ -75,6 +76,11 @@ class MonitorDriver:
                 watched = self._watched[name] = self._begin(monitor)
             found += self._look(watched)
         return found
+
+    @property
+    def behind(self) -> bool:
+        """Whether an alarm waits to be recorded, so that the state must not be kept yet."""
+        return bool(self._pending)
 
     def states(self) -> list[dict[str, Any]]:
         """What each monitor has seen so far, for people and pages."""
@@ -109,17 +115,28 @@ class MonitorDriver:
         for stored in self._feed.after(watched.span_seq):
             watched.state, alarms = evaluate(watched.monitor, watched.state, _samples(watched.monitor, stored))
             watched.span_seq = stored[-1].ingest_seq
-            found += [alarm for alarm in alarms if self._record(watched, alarm)]
+            self._pending += [(watched, alarm) for alarm in alarms]
+            found += self._record_pending()
+        return found
+
+    def _record_pending(self) -> list[Alarm]:
+        """Record what was found; what cannot be recorded now stays for the next look."""
+        found = []
+        while self._pending:
+            watched, alarm = self._pending[0]
+            if self._record(watched, alarm):
+                found.append(alarm)
+            del self._pending[0]
         return found
 
     def _record(self, watched: _Watched, alarm: Alarm) -> bool:
         moment = alarm.at.isoformat()
         if moment in watched.known:
             return False
-        watched.known.add(moment)
         evidence = {**alarm.verdict.evidence, "at": moment}
         verdict = Verdict(alarm.verdict.value, alarm.verdict.reason, evidence)
         self._ledger.decisions.record(ALARM, f"monitor/{alarm.monitor}", verdict, actor=ACTOR)
+        watched.known.add(moment)
         return True
 
     def _known(self, name: str) -> set[str]:

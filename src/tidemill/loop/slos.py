@@ -9,7 +9,8 @@ the kept state. An alarm found again is recognised by its time and severity and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -123,22 +124,34 @@ class SloDriver:
         self._store = store
         self._feed = feed
         self._clock = clock
+        self._pending: list[tuple[_Watched, SloTurn]] = []  # found, and not recorded yet
+        self._changing = threading.Lock()  # one thread looks, others ask for states
         self._watched = [self._begin(slo, (kept or {}).get(slo.name)) for slo in slos]
 
     def tick(self) -> list[SloTurn]:
         """Look at every objective once; alarms that began or ended are recorded as decisions and returned."""
-        found: list[SloTurn] = []
+        found = self._record_pending()
         for watched in self._watched:
             for events in self._events(watched):
-                found += [turn for turn in advance(watched.slo, watched.state, events) if self._record(watched, turn)]
+                with self._changing:
+                    turns = advance(watched.slo, watched.state, events)
+                self._pending += [(watched, turn) for turn in turns]
+                found += self._record_pending()
         now_s = self._now_s()
-        for watched in self._watched:
-            watched.state.counts.forget(now_s, watched.slo.window_s)
+        with self._changing:
+            for watched in self._watched:
+                watched.state.counts.forget(now_s, watched.slo.window_s)
         return found
 
+    @property
+    def behind(self) -> bool:
+        """Whether an alarm waits to be recorded, so that the state must not be kept yet."""
+        return bool(self._pending)
+
     def states(self) -> list[dict[str, Any]]:
-        """Each objective with its budget, its burn and its alarms, for people and pages."""
-        return [shown(one.slo, one.state, self._now_s()) for one in list(self._watched)]
+        """Each objective with its budget, its burn and its alarms, for people and pages. Any thread may ask."""
+        with self._changing:
+            return [shown(one.slo, one.state, self._now_s()) for one in self._watched]
 
     def kept(self) -> dict[str, Any]:
         """The states by objective, as JSON, with the place each has reached."""
@@ -166,7 +179,8 @@ class SloDriver:
                 watched.known.add((kind, str(evidence["severity"]), str(evidence["at"])))
         return watched
 
-    def _events(self, watched: _Watched) -> list[list[Event]]:
+    def _events(self, watched: _Watched) -> Iterable[list[Event]]:
+        """New events in batches; the place reached moves on with each batch, so that none is lost or comes twice."""
         source = watched.slo.source
         if source == "scores":
             return self._scored(watched)
@@ -176,19 +190,18 @@ class SloDriver:
             return self._recovered(watched)
         return self._requested(watched)
 
-    def _requested(self, watched: _Watched) -> list[list[Event]]:
+    def _requested(self, watched: _Watched) -> Iterator[list[Event]]:
         """Events of the stored spans; of a new objective at most those of its window."""
         if watched.seq is None:
             begin_ns = int((self._now_s() - watched.slo.window_s) * 1e9)
             batches = self._feed.since(max(0, begin_ns))
-            watched.seq = 0
         else:
             batches = self._feed.after(watched.seq)
-        found = []
+        watched.seq = watched.seq or 0
         for stored in batches:
-            found.append(self._judged(watched.slo, stored))
+            events = self._judged(watched.slo, stored)
             watched.seq = stored[-1].ingest_seq
-        return found
+            yield events
 
     def _judged(self, slo: Slo, stored: Sequence[StoredSpan]) -> list[Event]:
         events = []
@@ -205,21 +218,20 @@ class SloDriver:
         first_s = now_s - slo.window_s
         return [(min(at_s, now_s), bad) for at_s, bad in events if at_s >= first_s]
 
-    def _scored(self, watched: _Watched) -> list[list[Event]]:
+    def _scored(self, watched: _Watched) -> Iterator[list[Event]]:
         slo = watched.slo
-        found: list[list[Event]] = []
         while True:
             query = ScoreQuery(names=(slo.indicator,), after_seq=watched.seq or 0, limit=_SCORES)
             scores = self._store.scores(query)
             if not scores:
-                return found
+                return
             events = []
             for one in scores:
                 good = good_score(slo, one.score)
                 if good is not None and self._concerns(slo, one.score.trace_id):
                     events.append((one.score.at_ns / 1e9, not good))
             watched.seq = scores[-1].ingest_seq
-            found.append(self._timely(slo, events))
+            yield self._timely(slo, events)
 
     def _concerns(self, slo: Slo, trace_id: str) -> bool:
         """Whether a trace is of the objective's endpoint, and no copy for a shadow."""
@@ -277,13 +289,23 @@ class SloDriver:
             events.append((began_s + min(took_s, slo.threshold), took_s > slo.threshold))
         return [events] if events else []
 
+    def _record_pending(self) -> list[SloTurn]:
+        """Record what was found; what cannot be recorded now stays for the next look."""
+        found = []
+        while self._pending:
+            watched, turn = self._pending[0]
+            if self._record(watched, turn):
+                found.append(turn)
+            del self._pending[0]
+        return found
+
     def _record(self, watched: _Watched, turn: SloTurn) -> bool:
         kind = ALARM if turn.fired else CLEARED
         mark = (kind, turn.severity, turn.at.isoformat())
         if mark in watched.known:
             return False
-        watched.known.add(mark)
         self._ledger.decisions.record(kind, f"slo/{turn.slo}", turn.verdict, actor=ACTOR)
+        watched.known.add(mark)
         _log.info("%s %s: %s", turn.severity, "begins" if turn.fired else "ends", turn.verdict.reason)
         return True
 

@@ -244,7 +244,7 @@ class Forwarding:
 
     def __init__(self, project: Project, store: SpanStore) -> None:
         folder = project.places.state / "forward"
-        identity = store_identity(project.places.spans)
+        identity = store_identity(project.places.spans, project.settings.telemetry.store)
         self._store = store
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []

@@ -38,7 +38,7 @@ class Watching:
     def __init__(self, project: Project, store: SpanStore, clock: Clock | None = None) -> None:
         settings = project.settings
         self._path = state_file(project.places.state)
-        self._identity = store_identity(project.places.spans)
+        self._identity = store_identity(project.places.spans, settings.telemetry.store)
         self._feed = SpanFeed(store)
         kept = load_state(self._path, identity=self._identity)
         self.monitors = MonitorDriver(project.ledger, self._feed, kept.get("monitors"))
@@ -50,17 +50,33 @@ class Watching:
         self._saved_s = 0.0
 
     def tick(self) -> None:
-        """Look at what is new, once, and keep the state if it is time to."""
-        self.monitors.tick()
-        self.slos.tick()
-        for stored in self._feed.after(self._spans_seq):
-            self.spans.take(stored)
-            self._spans_seq = stored[-1].ingest_seq
+        """Look at what is new, once, and keep the state if it is time to.
+
+        One that fails does not hold up the others; its error is raised when they are done.
+        """
+        failed: Exception | None = None
+        for look in (self.monitors.tick, self.slos.tick, self._count):
+            try:
+                look()
+            except Exception as error:  # noqa: BLE001 - raised below
+                failed = failed or error
+        if failed is not None:
+            raise failed
         if time.monotonic() - self._saved_s >= _SAVE_EVERY_S:
             self.save()
 
+    def _count(self) -> None:
+        for stored in self._feed.after(self._spans_seq):
+            self.spans.take(stored)
+            self._spans_seq = stored[-1].ingest_seq
+
     def save(self) -> None:
-        """Keep the state now, if it has changed."""
+        """Keep the state now, if it has changed.
+
+        Not while an alarm waits to be recorded: after a crash it must be found again.
+        """
+        if self.monitors.behind or self.slos.behind:
+            return
         states = {"monitors": self.monitors.kept(), "slos": self.slos.kept(), "metrics_seq": self._spans_seq}
         self._saved_s = time.monotonic()
         if states == self._saved:
