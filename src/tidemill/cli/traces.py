@@ -81,11 +81,20 @@ def telemetry_of(project: Project) -> Iterator[Telemetry]:
         return
     from tidemill.loop.answering import Answers
     from tidemill.safety import mask_pii
+    from tidemill.server.otlp import open_receiving
     from tidemill.telemetry import Drainer, open_span_store
 
-    store = open_span_store(project.places.spans, project.settings.scope)
+    kept = project.settings.telemetry
+    store = open_span_store(
+        project.places.spans,
+        project.settings.scope,
+        url=kept.store,
+        memory_mb=kept.memory_mb,
+        cold=kept.retention.cold,
+    )
     try:
-        drainer = Drainer(project.places.segments, store, mask=mask_pii, clock=SystemClock())
+        decoder = open_receiving(project, lambda: 0).decoder
+        drainer = Drainer(project.places.segments, store, mask=mask_pii, clock=SystemClock(), decoder=decoder)
         while drainer.drain_once().more:
             pass
         yield _Stored(Answers(project.ledger, store, now_ns=time.time_ns))

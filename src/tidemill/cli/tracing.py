@@ -309,10 +309,10 @@ def _followed(
     """The newest that are there, oldest first, then what comes, in the order of storing."""
     from tidemill.loop.asking import FollowQuestion, ListQuestion
 
-    known = telemetry.traces(ListQuestion(**options, limit=max(1, last), content=content))["traces"]
-    after = max((one["ingest_seq"] for one in known), default=0)
-    if last:
-        yield from reversed(known)
+    begun = telemetry.traces(ListQuestion(**options, limit=max(1, last), content=content))
+    after = begun["last_seq"]
+    if last:  # what came while the list was read is shown when it is followed
+        yield from (one for one in reversed(begun["traces"]) if one["ingest_seq"] <= after)
     while True:
         page = telemetry.spans(FollowQuestion(**options, after_seq=after, content=content))
         yield from page["spans"]

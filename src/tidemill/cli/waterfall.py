@@ -244,7 +244,7 @@ def _plan(tree: Sequence[Branch], width: int) -> _Plan:
     time = widest(seconds(one.span["duration_s"]) for one in tree)
     tokens = widest(_tokens(one.span) for one in tree)
     cost = widest(_cost(one.span) for one in tree)
-    name = widest(one.lead + _title(one.span) for one in tree) + 2
+    name = widest(one.lead + "✗ " * (one.span["status"] in _FAILED) + _title(one.span) for one in tree) + 2
     right = sum(part + 2 for part in (time, tokens, cost) if part)
     name = max(12, min(name, max(width * 45 // 100, 20), width - right))
     bar = width - right - name - 2

@@ -69,14 +69,21 @@ class Answers:
         self._now_ns = now_ns
 
     def traces(self, question: ListQuestion) -> dict[str, Any]:
-        """A page of requests, newest first: ``{"traces", "next"}``."""
+        """A page of requests, newest first: ``{"traces", "next", "last_seq"}``.
+
+        ``last_seq`` is the store's last place before the page was read: ``spans`` goes on there.
+        """
         query = span_query(question, self.where(question), now_ns=self._now_ns())
-        found = self._store.spans(replace(query, limit=question.limit + 1)) if question.cursor is None else []
-        if question.cursor is not None:
-            found = self._behind(query, read_cursor(question.cursor))
+        before = None if question.cursor is None else read_cursor(question.cursor)
+        last_seq = self._store.last_seq()
+        found = self._store.spans(replace(query, before=before, limit=question.limit + 1))
         page = found[: question.limit]
         more = len(found) > len(page)
-        return {"traces": [span_json(one) for one in page], "next": _place(page[-1]) if more else None}
+        return {
+            "traces": [span_json(one) for one in page],
+            "next": _place(page[-1]) if more else None,
+            "last_seq": last_seq,
+        }
 
     def spans(self, question: FollowQuestion) -> dict[str, Any]:
         """Spans in the order of storing: ``{"spans", "after_seq", "more"}``; the place is where to go on."""
@@ -242,21 +249,6 @@ class Answers:
             ).digest
         except (NotFound, InvalidInput):
             return None
-
-    def _behind(self, query: SpanQuery, place: tuple[int, int]) -> list[StoredSpan]:
-        """One more than a page of what comes after a place, in the order newest first.
-
-        Spans may share a start: those are read again, and skipped as far as they stood on the pages before.
-        """
-        until_ns = place[0] + 1 if query.until_ns is None else min(query.until_ns, place[0] + 1)
-        wanted = query.limit + 1
-        limit = wanted
-        while True:
-            read = self._store.spans(replace(query, until_ns=until_ns, limit=limit))
-            found = [one for one in read if (one.span.started_at_ns, one.ingest_seq) < place]
-            if len(found) >= wanted or len(read) < limit:
-                return found[:wanted]
-            limit *= 2
 
 
 def names_of(ledger: Ledger, digests: set[Any]) -> dict[str, str]:

@@ -17,37 +17,16 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from tidemill.kernel import InvalidInput
-from tidemill.telemetry import Condition, Measure, SeriesQuery, SessionQuery, Span, SpanQuery
+from tidemill.telemetry import FIELDS, MEASURES, Condition, Measure, SeriesQuery, SessionQuery, Span, SpanQuery
 from tidemill.telemetry.queries import Aggregate, Operator
 
 COUNTS: Final = ("requests", "errors", "error_share")
 """Measures that take no aggregate."""
 
-NUMBERS: Final = (
-    "duration_s",
-    "time_to_first_chunk_s",
-    "between_tokens_s",
-    "input_tokens",
-    "output_tokens",
-    "cached_input_tokens",
-    "reasoning_output_tokens",
-    "total_tokens",
-    "cost_usd",
-)
+NUMBERS: Final = tuple(one for one in MEASURES if one not in COUNTS)
 """Numbers of a span that are aggregated."""
 
 AGGREGATES: Final[tuple[str, ...]] = get_args(Aggregate)
-
-_UNASKED: Final = frozenset({"attributes", "references", "finish_reasons", "project", "tenant"})
-
-FIELDS: Final = (
-    *(one.name for one in msgspec.structs.fields(Span) if one.name not in _UNASKED),
-    "is_root",
-    "duration_s",
-    "between_tokens_s",
-    "total_tokens",
-)
-"""Fields that conditions and groups may name, besides ``attributes.NAME`` and ``score.NAME``."""
 
 _TEXTS: Final = frozenset(
     one.name for one in msgspec.structs.fields(Span) if one.type is str or set(get_args(one.type)) == {str, NoneType}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext
 
 Source = Literal["user", "scorer", "judge", "person"]
-_PATIENCE_S: Final = 10.0
+_PATIENCE_S: Final = 30.0
 _FAMILIES: Final[dict[int, type[UserError]]] = {404: NotFound}
 
 
@@ -104,6 +104,8 @@ def _post(to: Destination, path: str, body: dict[str, Any]) -> Any:
     except HTTPError as error:
         with error:
             raise _refusal(to, error) from None
+    except TimeoutError:
+        raise Unavailable(f"{to.url} took no score within {_PATIENCE_S:.0f} seconds; it may have come.") from None
     except (OSError, HTTPException, ValueError):  # not there, gone in the middle, or something else on the port
         raise Unavailable(f"Nobody takes scores at {to.url}.", hint="Start it: tidemill up") from None
 
