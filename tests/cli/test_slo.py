@@ -104,6 +104,7 @@ def test_objectives_are_exported(watched: Shop) -> None:
     assert rules["groups"][0]["name"] == "tidemill-slo-shop-up"
     assert yaml.safe_load(watched.ok("slo", "export", "shop-up", "--to", "sloth"))["service"] == "shop"
     kinds = [one["kind"] for one in yaml.safe_load_all(watched.ok("slo", "export", "--to", "openslo"))]
+    assert watched.json("slo", "export", "--to", "prometheus") == rules
     assert kinds == ["Service", "AlertNotificationTarget", "SLO", *["AlertPolicy"] * 3]
 
 

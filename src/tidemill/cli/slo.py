@@ -86,6 +86,7 @@ def export(
     to: Annotated[ExportFormat, typer.Option("--to", help="The format.")],
     name: NameArgument = None,
     project: ProjectOption = HERE,
+    as_json: JsonOption = False,
 ) -> None:
     """Print objectives as rules for Prometheus, or as YAML for Sloth or OpenSLO.
 
@@ -97,12 +98,17 @@ def export(
 
     with project_at(project) as opened:
         slos, service = _slos(opened, name), opened.settings.project
+    documents: list[dict[str, Any]]
     if to is ExportFormat.OPENSLO:
         documents = formats.openslo(slos, service=service)
-        yaml.safe_dump_all(documents, sys.stdout, sort_keys=False, width=1000)
+    elif to is ExportFormat.SLOTH:
+        documents = [formats.sloth(slos, service=service)]
+    else:
+        documents = [formats.prometheus_rules(slos, service=service)]
+    if as_json:
+        print_json(documents if to is ExportFormat.OPENSLO else documents[0])
         return
-    document = formats.sloth(slos, service=service) if to is ExportFormat.SLOTH else None
-    yaml.safe_dump(document or formats.prometheus_rules(slos, service=service), sys.stdout, sort_keys=False, width=1000)
+    yaml.safe_dump_all(documents, sys.stdout, sort_keys=False, width=1000)
 
 
 @slo_app.command()
