@@ -56,7 +56,9 @@ class ChdbConnection:
 
 
 def _written(value: Any) -> Any:
-    """A value as ClickHouse reads parameters: texts of a list quoted."""
+    """A value as ClickHouse reads parameters: a text escaped, texts of a list quoted."""
+    if isinstance(value, str):
+        return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
     if isinstance(value, list):
         return "[" + ", ".join(_quoted(one) if isinstance(one, str) else str(one) for one in value) + "]"
     return value

@@ -94,9 +94,9 @@ class ClickHouseSpanStore:
             connection.run(statement, {})
         newest = [
             self._rows(f"SELECT max(seq) FROM {table} WHERE {_OWNED}", self._owner)[0][0]
-            for table in ("spans", "scores", "segment_offsets", "aside_samples")
+            for table in ("spans", "scores", "aside_samples", "late_contents", "segment_offsets")
         ]
-        self._seq = max(newest)
+        self._seq, self._commits = max(newest[:-1]), newest[-1]
 
     @property
     def scope(self) -> Scope:
@@ -132,13 +132,14 @@ class ClickHouseSpanStore:
             self._note([*batch.rejected, *sifted.aside])
             reached = {**offsets, **dict.fromkeys(forget, _FORGOTTEN)}
             if reached:
+                self._commits += 1
                 self._insert(
                     "segment_offsets",
                     pa.table(
                         {
                             "segment": list(reached),
                             "offset": pa.array(list(reached.values()), pa.int64()),
-                            "seq": pa.array([self._places(1)[0]] * len(reached), pa.int64()),
+                            "seq": pa.array([self._commits] * len(reached), pa.int64()),
                         }
                     ),
                 )
@@ -197,7 +198,7 @@ class ClickHouseSpanStore:
         starts = [started for started, _ in found]
         rows = self._rows(
             f"SELECT s.seq, {_COLUMNS}, {wide} FROM spans s WHERE {statement.owned()} "
-            f"AND s.started_at_ns >= {statement.bind(min(starts))} AND s.started_at_ns <= {statement.bind(max(starts))} "
+            f"AND s.started_at_ns BETWEEN {statement.bind(min(starts))} AND {statement.bind(max(starts))} "
             f"AND s.seq IN {statement.bind([seq for _, seq in found])}",
             statement.values,
         )

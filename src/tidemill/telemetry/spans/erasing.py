@@ -1,9 +1,10 @@
 """Forgetting: by subject, by trace or by age, in both tiers, down to the bytes.
 
-A deleted row of a columnar file still lies in its row group, and a freed block keeps its bytes. So the texts of hot
-rows are blanked first, which makes their columns be written anew; then rows are deleted and partitions replaced, in one
-transaction; then files that are no longer listed are removed and free blocks overwritten. The last part is noted as
-due in that transaction, and a store that was killed before it does it when it is opened.
+A deleted row of a columnar file still lies in its row group, and a freed block keeps its bytes. So rows are deleted and
+partitions replaced in one transaction; then files that are no longer listed are removed, the hot tables are written
+anew without their deleted rows, and free blocks are overwritten. This second part takes time in proportion to the hot
+tier, so erase many at once. It is noted as due in the transaction, and a store that was killed before it does it when it
+is opened.
 """
 
 # ruff: noqa: S608 - statements are put together from this module's own constants; values are bound
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from tidemill.kernel import InvalidInput, Scope
 from tidemill.telemetry.queries import Erased, Erasure
+from tidemill.telemetry.spans.schema import SCHEMA
 from tidemill.telemetry.spans.text import word_filter, words_of
 
 if TYPE_CHECKING:
@@ -27,13 +29,9 @@ if TYPE_CHECKING:
 
 _OWNED: Final = "project = $project AND tenant = $tenant"
 _GONE: Final = "trace_id IN (SELECT trace_id FROM gone)"
-_BLANKED: Final = (
-    ("spans", "name = '', attributes = NULL, session_id = NULL", _GONE),
-    ("contents", "said = '', detail = NULL", f"seq IN (SELECT seq FROM spans WHERE {_OWNED} AND {_GONE})"),
-    ("scores", "comment = NULL, correction = NULL, label = NULL", _GONE),
-    ("late_contents", "input = '', output = '', detail = ''", _GONE),
-    ("aside_samples", "detail = '', source = NULL", _GONE),
-)
+_REWRITTEN: Final = (
+    "spans", "contents", "trace_references", "scores", "late_contents", "aside_samples", "word_blocks",
+)  # fmt: skip
 
 
 class Eraser:
@@ -66,7 +64,7 @@ class Eraser:
             gone = self._gone(cursor, erasure, cold)
             cursor.execute("CREATE OR REPLACE TEMP TABLE gone AS SELECT DISTINCT trace_id FROM wanted")
             cursor.unregister("wanted")
-            spans, blocks = self._blank(cursor)
+            spans, blocks = self._hot(cursor)
             replaced = [(one, *self._without(cursor, one)) for one in cold if self._touches(cursor, one)]
             scores = self._delete(cursor, replaced, blocks, erasure)
             self._writer.forget()
@@ -100,19 +98,10 @@ class Eraser:
         cursor.register("wanted", pa.table({"trace_id": pa.array([*found, *erasure.trace_ids], pa.string())}))
         return len(found)
 
-    def _blank(self, cursor: duckdb.DuckDBPyConnection) -> tuple[int, list[tuple[int, int]]]:
-        """Blank the texts of hot rows; how many spans there are, and which filters of words know of the traces."""
+    def _hot(self, cursor: duckdb.DuckDBPyConnection) -> tuple[int, list[tuple[int, int]]]:
+        """How many hot spans the traces have, and which filters of words know of them."""
         hot = f"SELECT seq FROM spans WHERE {_OWNED} AND {_GONE}"
         spans = cursor.execute(f"SELECT count(*) FROM ({hot})", self._owner).fetchall()[0][0]
-        cursor.execute("BEGIN")
-        try:
-            for table, change, which in _BLANKED:
-                cursor.execute(f"UPDATE {table} SET {change} WHERE {_OWNED} AND {which}", self._owner)
-            cursor.execute("COMMIT")
-        except BaseException:
-            cursor.execute("ROLLBACK")
-            raise
-        self._database.checkpoint()
         blocks = cursor.execute(
             f"SELECT DISTINCT b.first_seq, b.last_seq FROM word_blocks b JOIN ({hot}) h "
             "ON h.seq BETWEEN b.first_seq AND b.last_seq WHERE b.project = $project AND b.tenant = $tenant",
@@ -203,8 +192,15 @@ class Eraser:
             )
 
     def _scrub(self) -> None:
-        """Remove files that are no longer listed and overwrite freed blocks."""
+        """Remove files that are no longer listed, dead rows of the hot tables, and what lies in freed blocks."""
         self._partitions.sweep()
+        with self._database.transaction() as cursor:
+            for table in _REWRITTEN:
+                cursor.execute(f"ALTER TABLE {table} RENAME TO {table}_old")
+            cursor.execute(SCHEMA)
+            for table in _REWRITTEN:
+                cursor.execute(f"INSERT INTO {table} SELECT * FROM {table}_old ORDER BY rowid")
+                cursor.execute(f"DROP TABLE {table}_old")
         self._database.overwrite_free_blocks()
         with self._database.transaction() as cursor:
             cursor.execute(f"DELETE FROM erasures_due WHERE {_OWNED}", self._owner)
