@@ -11,11 +11,12 @@ from tidemill.checks import find_pii, find_secrets, may_hold_findings
 
 HINTS = st.sampled_from([
     "sk-", "tm-", "AKIA", "ASIA", "ghp_", "github_pat_", "glpat-", "xoxb-", "xapp-", "AIza", "hf_", "sk_live_", "npm_",
-    "pypi-", "SG.", "gsk_", "r8_", "nvapi-", "eyJ", "-----BEGIN PRIVATE KEY-----", "password", "passphrase: ", "API-Key=",
-    "access_token = ", "auth-token:", "client_secret", "Bearer ", "https://me:pass1word@host", "a.b@c.de", "pa\u017fsword: ",
-    "+49 30 1234567", "call 5551234567", "DE89370400440532013000", "10.1.2.3", "fe80::1:2:3", "QQ123456C", "AB 12 34 56 C",
-    "4111 1111 1111 1111", "078-05-1120", "12345678Z", "X1234567L", "RSSMRA85T10A562S", "11010519491231002X",
-    "1 85 05 78 006 084 36", "2 1 0 9 8 7 6", "key", "token", "\u212aey",
+    "pypi-", "SG.", "gsk_", "r8_", "nvapi-", "eyJ", "-----BEGIN PRIVATE KEY-----", "password", "passphrase: ",
+    "API-Key=", "access_token = ", "auth-token:", "client_secret", "Bearer ", "https://me:pass1word@host", "a.b@c.de",
+    "pa\u017fsword: ", "+49 30 1234567", "call 5551234567", "DE89370400440532013000", "10.1.2.3", "fe80::1:2:3",
+    "QQ123456C", "AB 12 34 56 C", "4111 1111 1111 1111", "078-05-1120", "12345678Z", "X1234567L", "RSSMRA85T10A562S",
+    "11010519491231002X", "1 85 05 78 006 084 36", "2 1 0 9 8 7 6", "key", "token", "\u212aey", "rk_test_",
+    "AKIAIOSFODNN7EXAMPLE", "sk-proj-aB3dE6gH9jK2mN5pQ8sT", "gh", "k_", "t-",
 ])  # fmt: skip
 PIECES = st.one_of(
     HINTS,

@@ -1,4 +1,4 @@
-"""OTLP over real HTTP against the control plane's application, and against its process that is killed again and again."""
+"""OTLP over real HTTP against the control plane's application, and against its process, killed again and again."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_disk_that_takes_no_more_is_503_with_a_time_to_come_again(desk: Desk) 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
 def test_nothing_acknowledged_is_lost_or_doubled_when_the_server_is_killed(tmp_path: Path, kills: int) -> None:
-    """Real HTTP to the real process; requests of 20 spans, killed at random moments, begun again, compared at the end."""
+    """Real HTTP to the real process, killed at random moments and begun again; compared at the end."""
     folder = write_desk(tmp_path / "desk")
     draw, acknowledged, sent = random.Random(), [], 0
     for _ in range(kills):

@@ -14,6 +14,8 @@ from tidemill.loop.project import Places, open_project
 from tidemill.server.api import create_app
 from tidemill.server.control import ControlPlane
 from tidemill.server.files import write_atomically
+from tidemill.server.otlp import Senders
+from tidemill.server.otlp_grpc import start_grpc
 from tidemill.server.supervisor import listening_socket
 from tidemill.telemetry import open_span_store
 
@@ -32,10 +34,18 @@ def run_server(project_path: Path) -> None:
 
         @asynccontextmanager
         async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - the signature of the library
+            otlp = settings.telemetry.otlp
+            stop_grpc = (
+                start_grpc(control.receiving.receiver, Senders(project, token), otlp.grpc_port)
+                if otlp.enabled and otlp.grpc_port is not None
+                else None
+            )
             control.start()
             try:
                 yield
             finally:
+                if stop_grpc is not None:
+                    stop_grpc()
                 control.stop()
 
         app = create_app(control, token=token, lifespan=lifespan)

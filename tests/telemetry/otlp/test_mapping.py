@@ -96,7 +96,9 @@ CALL: Mapping[str, Mapping[str, Any]] = {
         "gen_ai.usage.reasoning_tokens": 5,
         "langfuse.session.id": "s1",
         "gen_ai.response.finish_reason": "stop",
-        "langfuse.observation.completion_start_time": f'"{datetime.fromtimestamp(NOW_NS / 1e9 + 0.25, UTC).isoformat()}"',
+        "langfuse.observation.completion_start_time": json.dumps(
+            datetime.fromtimestamp(NOW_NS / 1e9 + 0.25, UTC).isoformat()
+        ),
         "langfuse.observation.input": ASKED,
         "langfuse.observation.output": "Because.",
     },
@@ -215,13 +217,16 @@ def test_an_evaluation_is_a_score_once() -> None:
     assert on_span.scores[0].value == 0.75
 
 
+CALLED = {"type": "tool_call", "id": "c1", "name": "find", "arguments": {"q": "x"}}
+
+
 def test_tool_calls_and_their_answers_keep_their_form() -> None:
     _, content = one(
         {
             "gen_ai.operation.name": "chat",
             "gen_ai.system_instructions": [{"type": "text", "content": "Be brief."}],
             "gen_ai.input.messages": json.dumps([
-                {"role": "assistant", "parts": [{"type": "tool_call", "id": "c1", "name": "find", "arguments": {"q": "x"}}]},
+                {"role": "assistant", "parts": [CALLED]},
                 {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "found"}]},
             ]),
             "llm.output_messages.0.message.role": "assistant",
@@ -302,8 +307,9 @@ def prices(provider: str | None, model: str, at_ns: int) -> Prices | None:
 
 
 def test_our_price_of_the_day_wins_over_the_senders_and_the_senders_over_none() -> None:
-    call = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-4o-mini", "gen_ai.response.model": "gpt-4o-mini-2024",
-            "gen_ai.usage.input_tokens": 1000, "gen_ai.usage.output_tokens": 500, "gen_ai.usage.cache_read.input_tokens": 400}  # fmt: skip
+    call = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-4o-mini",
+            "gen_ai.response.model": "gpt-4o-mini-2024", "gen_ai.usage.input_tokens": 1000,
+            "gen_ai.usage.output_tokens": 500, "gen_ai.usage.cache_read.input_tokens": 400}  # fmt: skip
     using = mapper(price_of=prices)
     span, _ = one(call, using=using)
     assert span.cost_usd == pytest.approx((600 * 1.0 + 400 * 0.5 + 500 * 2.0) / 1e6)
@@ -344,8 +350,8 @@ def test_counts_that_cannot_be_are_left_out_and_counted(count: Any) -> None:
 
 
 def test_people_appear_by_a_keyed_hash_and_never_in_clear() -> None:
-    found = decoded(traces(wire_span(1, {"user.id": "ada@example.com", "enduser.id": "ada", "session.id": "ada@example.com"})),
-                    using=mapper(mask=mask_pii, suspect=may_hold_findings))  # fmt: skip
+    people = {"user.id": "ada@example.com", "enduser.id": "ada", "session.id": "ada@example.com"}
+    found = decoded(traces(wire_span(1, people)), using=mapper(mask=mask_pii, suspect=may_hold_findings))
     (span,) = found.spans
     assert span.user_key is not None
     assert span.user_key == decoded(traces(wire_span(2, {"user.id": "ada@example.com"}))).spans[0].user_key
@@ -358,9 +364,10 @@ def test_texts_are_masked_wherever_they_stand() -> None:
     secret = "ada@example.com"
     attributes = {
         "gen_ai.operation.name": "chat",
-        "gen_ai.input.messages": json.dumps([{"role": "user", "parts": [{"type": "text", "content": f"I am {secret}"}]}]),
-        "gen_ai.output.messages": '[{"role":"assistant","parts":[{"type":"text","content":"ad\\u0061\\u0040example.com"}]}]',
-        "note": secret, "deep": {"a": [secret]}, "long": f"{secret} " * 50, "password": "Xy12ab!z", "number": 4111111111111111,
+        "gen_ai.input.messages": json.dumps([{"role": "user", "content": f"I am {secret}"}]),
+        "gen_ai.output.messages": '[{"role":"assistant","content":"ad\\u0061\\u0040example.com"}]',
+        "note": secret, "deep": {"a": [secret]}, "long": f"{secret} " * 50, "password": "Xy12ab!z",
+        "number": 4111111111111111,
     }  # fmt: skip
     using = mapper(mask=mask_pii, suspect=may_hold_findings)
     found = decoded(
@@ -374,8 +381,8 @@ def test_texts_are_masked_wherever_they_stand() -> None:
 
 
 def test_hashed_keeps_hashes_and_none_keeps_nothing_of_content() -> None:
-    attributes = {**CALL["gen_ai, newest"], "gen_ai.request.temperature": 0.5, "my.note": "Ada lives here", "my.number": 5,
-                  "gen_ai.agent.name": "desk"}  # fmt: skip
+    attributes = {**CALL["gen_ai, newest"], "gen_ai.request.temperature": 0.5, "my.note": "Ada lives here",
+                  "my.number": 5, "gen_ai.agent.name": "desk"}  # fmt: skip
     policy = CapturePolicy(default="masked", of={"shop": "none", "quiet": "hashed"})
     none = decoded(traces(wire_span(1, attributes, events=[("e", {"x": "Ada"})])), using=mapper(policy=policy))
     assert not none.contents

@@ -1,4 +1,4 @@
-"""From the receiver through segments to the store: nothing acknowledged is lost or doubled, policies hold on the disk."""
+"""From the receiver through segments to the store: nothing acknowledged is lost or doubled, policies hold on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Bench:
             policy=policy,
             mapper=mapper(policy=policy),
             bounds=bounds,
-            waiting_bytes=lambda: self.drainer.waiting_bytes(),
+            waiting_bytes=lambda: self.drainer.waiting_bytes(),  # noqa: PLW0108 - it is made below
             now_ns=lambda: NOW_NS,
         )
         self.drainer = Drainer(self.segments, self.store, mask=str, decoder=decoder, refused=self.receiver.refused)
