@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from tidemill.cli.tracing_options import (
     which,
 )
 from tidemill.cli.views import version_json
+
+if TYPE_CHECKING:
+    from tidemill.loop.curation import Curated, SamplePlan
 
 
 class Method(StrEnum):
@@ -83,23 +86,13 @@ def from_traces(
     from tidemill.loop.asking import FollowQuestion, fixed
     from tidemill.loop.curation import SamplePlan, curate
 
-    plan = SamplePlan(
-        method=sample.value,
-        size=size,
-        seed=seed,
-        by=by,
-        score=score,
-        allocation=None if share is None else share.value,
-    )
+    allocation = None if share is None else share.value
+    plan = SamplePlan(method=sample.value, size=size, seed=seed, by=by, score=score, allocation=allocation)
     options = which(
         where, text=text, since=since, until=until, endpoint=endpoint, release=release, status=status, spans=spans
     )
     asked = fixed(FollowQuestion(**options), now_ns=time.time_ns())
-    with (
-        project_at(project) as opened,
-        telemetry_of(opened) as telemetry,
-        progress_bar(quiet=as_json) as bar,
-    ):
+    with project_at(project) as opened, telemetry_of(opened) as telemetry, progress_bar(quiet=as_json) as bar:
         task = bar.add_task("choosing", total=None)
         made = curate(
             opened.ledger,
@@ -113,14 +106,17 @@ def from_traces(
     if as_json:
         print_json(version_json(made.version))
         return
+    _say(made, plan)
+
+
+def _say(made: Curated, plan: SamplePlan) -> None:
     counts, strata = made.counts, made.version.content["sampling"]["strata"]
-    say(
-        f"{made.version.ref}: {counts['rows']:,} rows of {counts['population']:,} requests, {sample.value}, seed {seed}"
-    )
+    how = f"{plan.method}, seed {plan.seed}"
+    say(f"{made.version.ref}: {counts['rows']:,} rows of {counts['population']:,} requests, {how}")
     if len(strata) > 1:
         say("  " + ", ".join(f"{stratum}: {count:,}" for stratum, count in strata.items()))
     if counts["left_out"]:
-        say(f"  {counts['left_out']:,} requests without the score '{score}' took no part")
+        say(f"  {counts['left_out']:,} requests without the score '{plan.score}' took no part")
     if counts["without_content"]:
         say(f"  of {counts['without_content']:,} rows what was said is not kept")
     say(f"Look at them: tidemill data rows {made.version.name}@{made.version.version}")
