@@ -17,7 +17,11 @@ _LETTERED: Final = re.compile(
 )
 """How an IBAN, a British and an Italian number begin or go on."""
 _EMAIL: Final = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]@[^\W_][\w-]*\.[^\W_]")
-_GITHUB: Final = re.compile("gh[pousr]_")
+_CAPITAL: Final = re.compile("A(?:KIA|SIA|Iza)")
+_DASHED: Final = re.compile("-(?:(?<=sk-)|(?<=tm-)|(?<=glpat-)|(?<=xapp-)|(?<=pypi-)|(?<=nvapi-)|(?<=xox[abeoprs]-))")
+_UNDERSCORED: Final = re.compile(
+    "_(?:(?<=hf_)|(?<=npm_)|(?<=r8_)|(?<=gsk_)|(?<=gh[pousr]_)|(?<=github_pat_)|(?<=[sr]k_)(?=live_|test_))"
+)
 _COLONS: Final = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
 _DIGITS: Final = b"0123456789"
 _FOLDS_TO_ASCII: Final = ("\u017f", "\u212a")
@@ -33,7 +37,7 @@ def may_hold_findings(text: str) -> bool:
     Returns:
         ``False`` only if there is nothing to be found.
     """
-    if "eyJ" in text or "PRIVATE KEY" in text:
+    if ("J" in text and "eyJ" in text) or ("K" in text and "PRIVATE KEY" in text):
         return True
     if "@" in text and ("://" in text or _EMAIL.search(text)):
         return True
@@ -41,26 +45,10 @@ def may_hold_findings(text: str) -> bool:
 
 
 def _may_hold_key(text: str) -> bool:
-    # Written out, for a loop over the hints costs three times as much as the looking.
-    if "AKIA" in text or "ASIA" in text or "AIza" in text or "SG." in text:
+    # Looking for one character is fifty times as fast as looking for several, so each pattern begins with its rarest.
+    if ("A" in text and _CAPITAL.search(text)) or ("G" in text and "SG." in text):
         return True
-    if "-" in text and (
-        ("k-" in text and "sk-" in text)
-        or ("m-" in text and "tm-" in text)
-        or ("t-" in text and "glpat-" in text)
-        or "xox" in text
-        or ("p-" in text and "xapp-" in text)
-        or ("i-" in text and ("pypi-" in text or "nvapi-" in text))
-    ):
-        return True
-    return "_" in text and (
-        "hf_" in text
-        or ("k_" in text and ("gsk_" in text or "k_live_" in text or "k_test_" in text))
-        or "npm_" in text
-        or "r8_" in text
-        or "github_pat_" in text
-        or ("gh" in text and _GITHUB.search(text) is not None)
-    )
+    return bool(("-" in text and _DASHED.search(text)) or ("_" in text and _UNDERSCORED.search(text)))
 
 
 def _may_name_secret(text: str) -> bool:

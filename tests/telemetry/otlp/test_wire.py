@@ -68,7 +68,7 @@ def requests(draw: st.DrawFn) -> Any:
 
 
 @given(requests())
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_protobuf_and_json_give_the_same_groups(request: Any) -> None:
     assert read_groups("traces", "protobuf", request.SerializeToString()) == read_groups(
         "traces", "json", as_json(request)
@@ -76,7 +76,7 @@ def test_protobuf_and_json_give_the_same_groups(request: Any) -> None:
 
 
 @given(requests(), st.sampled_from(["masked", "hashed", "none"]))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_any_request_is_decoded_or_refused_and_every_record_is_accounted_for(request: Any, capture: Any) -> None:
     using = mapper(policy=CapturePolicy(default=capture, bytes_most=1024), mask=lambda text: text.replace("1", "<one>"))
     body = request.SerializeToString()
@@ -92,7 +92,7 @@ def test_any_request_is_decoded_or_refused_and_every_record_is_accounted_for(req
 
 
 @given(requests(), st.data())
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_a_damaged_request_gives_what_is_whole_or_a_users_error(request: Any, data: st.DataObject) -> None:
     body = bytearray(request.SerializeToString())
     for _ in range(data.draw(st.integers(1, 4))):

@@ -52,12 +52,15 @@ class Keys:
 
 @dataclass(slots=True)
 class Origin:
-    """What all records of a group share: their program, its policy, and its description as an object and as text."""
+    """What all records of a group share: their program, its policy, and its description as an object
+    and as text, and whether there is nothing in it to be masked.
+    """
 
     service: str | None
     capture: Capture
     detail: dict[str, Any]
     text: str
+    clean: bool
 
 
 class SpanMapper:
@@ -123,7 +126,9 @@ class SpanMapper:
             detail["resource"] = resource
         if group.scope:
             detail["scope"] = group.scope
-        return Origin(service, self._policy.of_service(service), detail, json_text(detail) if detail else "")
+        text = json_text(detail) if detail else ""
+        clean = not self._suspect(text) and not any(escape in text for escape in _ESCAPES)
+        return Origin(service, self._policy.of_service(service), detail, text, clean)
 
     def scores(self, trace_id: str, span_id: str, evaluations: Iterable[Evaluation], capture: Capture) -> list[Score]:
         """Evaluations as scores; their explanations are content."""
@@ -144,8 +149,10 @@ class SpanMapper:
             for one in evaluations
         ]
 
-    def content(self, said: Said, detail: Mapping[str, Any], capture: Capture, mask: Mask | None) -> Content | None:
-        """Content as it is kept; ``None`` where nothing is."""
+    def content(
+        self, said: Said, detail: Mapping[str, Any], capture: Capture, mask: Mask | None, text: str = ""
+    ) -> Content | None:
+        """Content as it is kept; ``None`` where nothing is. ``text`` is the detail where it is known as text."""
         if capture == "none" or not (said.input or said.output or detail):
             return None
         if capture == "hashed":
@@ -157,7 +164,7 @@ class SpanMapper:
         return Content(
             cut_text(_masked(said.input, mask, most), most),
             cut_text(_masked(said.output, mask, most), most),
-            self._detail(detail, mask, most),
+            text if text and len(text) <= most else self._detail(detail, mask, most),
         )
 
     def mask_for(self, texts: Sequence[str], names: tuple[str, ...]) -> Mask | None:
@@ -190,7 +197,7 @@ class SpanMapper:
         attributes = merged_attributes(raw.attributes, told.attributes)
         names = tuple(attributes)
         plan = self.plan(names)
-        mask = self.mask_for(_texts(raw, attributes, origin), names)
+        mask = self.mask_for(_texts(raw, attributes), names) if origin.clean else self.mask
         said = read_content(self.table, plan, attributes)
         if told is not _NO_TOLD:
             _add_told(said, told)
@@ -198,13 +205,12 @@ class SpanMapper:
         reader = Fields(plan, attributes, counts)
         operation = self._operation(plan, attributes, reader)
         span = self._span(raw, origin, operation, reader, plain, said, told, mask)
-        detail = dict(origin.detail) if origin.detail else {}
-        if rest:
-            detail["attributes"] = rest
-        _describe(detail, raw, told)
+        detail, text = origin.detail, origin.text if mask is None else ""
+        if rest or told.kept or raw.links or raw.message:
+            detail, text = _described(origin, raw, told, rest), ""
         if raw.dropped:
             counts["dropped_fields"] += raw.dropped
-        content = self.content(said, detail, origin.capture, mask)
+        content = self.content(said, detail, origin.capture, mask, text)
         return span, content, told.evaluations
 
     def _operation(self, plan: Plan, attributes: Attributes, reader: Fields) -> str:
@@ -362,9 +368,9 @@ def _outvoted(plan: Plan, attributes: Attributes) -> list[tuple[str, str]]:
     return found
 
 
-def _texts(raw: RawSpan, attributes: Attributes, origin: Origin) -> list[str]:
+def _texts(raw: RawSpan, attributes: Attributes) -> list[str]:
     """All texts of a span, those inside lists and events as JSON."""
-    found = [raw.name, raw.message, origin.text]
+    found = [raw.name, raw.message]
     for value in attributes.values():
         if isinstance(value, str):
             found.append(value)
@@ -389,7 +395,10 @@ def _add_told(said: Said, told: Told) -> None:
     said.references += told.references
 
 
-def _describe(detail: dict[str, Any], raw: RawSpan, told: Told) -> None:
+def _described(origin: Origin, raw: RawSpan, told: Told, rest: Attributes) -> dict[str, Any]:
+    detail = dict(origin.detail)
+    if rest:
+        detail["attributes"] = rest
     if told.kept:
         detail["events"] = told.kept
     if raw.links:
@@ -403,6 +412,7 @@ def _describe(detail: dict[str, Any], raw: RawSpan, told: Told) -> None:
         ]
     if raw.message:
         detail["message"] = raw.message
+    return detail
 
 
 def _masked_detail(detail: Mapping[str, Any], mask: Mask) -> dict[str, Any]:
