@@ -24,6 +24,7 @@ from tidemill.cli.views import version_json
 
 if TYPE_CHECKING:
     from tidemill.loop.curation import Curated, SamplePlan
+    from tidemill.loop.sampling import Allocation
 
 
 class Method(StrEnum):
@@ -86,7 +87,7 @@ def from_traces(
     from tidemill.loop.asking import FollowQuestion, fixed
     from tidemill.loop.curation import SamplePlan, curate
 
-    allocation = None if share is None else share.value
+    allocation: Allocation | None = None if share is None else share.value
     plan = SamplePlan(method=sample.value, size=size, seed=seed, by=by, score=score, allocation=allocation)
     options = which(
         where, text=text, since=since, until=until, endpoint=endpoint, release=release, status=status, spans=spans
