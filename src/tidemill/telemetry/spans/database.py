@@ -21,6 +21,14 @@ _WAL_LIMIT: Final = "128MB"
 """Above it the log is folded into the file. A row group that is still growing is written anew each time, so seldom is
 better; the log is read when the file is opened after a crash, so it must not grow without end (128 MB: a second)."""
 
+_NOISE: Final = (
+    "CREATE TABLE noise AS SELECT hash(i, random()) AS n FROM range($1) t(i)",
+    "CREATE TABLE noise AS SELECT hash(i, random())::VARCHAR AS n FROM range($1) t(i)",
+    "CREATE TABLE noise AS SELECT hash(i, random()) AS n FROM range($1) t(i)",
+)
+_MORE_BLOCKS: Final = 16
+"""Noise beyond the free blocks, so that buffers in memory are overwritten too."""
+
 
 class Database:
     """An open DuckDB file.
@@ -39,19 +47,17 @@ class Database:
         self._lock = threading.Lock()
         self._writing = threading.RLock()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The memory limit counts for the whole file in this process, so a second scope must ask for the same.
+        self._config: dict[str, str | int | bool] = {
+            "memory_limit": f"{memory_mb}MB",
+            "threads": threads,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "storage_compatibility_version": "latest",
+            "checkpoint_threshold": _WAL_LIMIT,
+        }
         try:
-            # The memory limit counts for the whole file in this process, so a second scope must ask for the same.
-            self._database: duckdb.DuckDBPyConnection | None = duckdb.connect(
-                str(path),
-                config={
-                    "memory_limit": f"{memory_mb}MB",
-                    "threads": threads,
-                    "autoinstall_known_extensions": False,
-                    "autoload_known_extensions": False,
-                    "storage_compatibility_version": "latest",
-                    "checkpoint_threshold": _WAL_LIMIT,
-                },
-            )
+            self._database: duckdb.DuckDBPyConnection | None = duckdb.connect(str(path), config=self._config)
             with self.cursor() as cursor:
                 self.found_version = prepare(cursor)
         except duckdb.Error as error:
@@ -129,21 +135,27 @@ class Database:
         """Overwrite what the file no longer uses, so that nothing deleted can be read from it.
 
         DuckDB fills free blocks before it lets the file grow; a table of noise as large as they are takes them all and
-        is dropped. What is freed by a checkpoint can be taken only after the next, hence the second one.
+        is dropped. Several times and in several shapes, for the rest of a block that is not full is written as it was
+        found in memory, and after the first time that is noise. The file is opened anew before, to let go of the
+        memory that held what was deleted; another store of this process that has it open keeps it.
         """
+        with self._writing, self._lock:
+            if self._database is not None:
+                self._database.close()
+                self._database = duckdb.connect(str(self.path), config=self._config)
         with self._writing, self.cursor() as cursor:
+            # What a checkpoint frees can be taken after the next one.
             cursor.execute("CHECKPOINT")
             cursor.execute("CHECKPOINT")
-            block, free = cursor.execute("SELECT block_size, free_blocks FROM pragma_database_size()").fetchall()[0]
-            if not free:
-                return
-            # Random numbers do not compress; one block more than is free, for some of each block is not data.
-            count = (free + 2) * block // 8
-            cursor.execute("CREATE TABLE noise AS SELECT hash(i, random()) AS n FROM range($1) t(i)", [count])
-            cursor.execute("CHECKPOINT")
-            cursor.execute("DROP TABLE noise")
-            cursor.execute("CHECKPOINT")
-            cursor.execute("CHECKPOINT")
+            for noise in _NOISE:
+                found = cursor.execute("SELECT block_size, free_blocks FROM pragma_database_size()").fetchall()
+                block_bytes, free = found[0]
+                count = (free + _MORE_BLOCKS) * block_bytes // 8
+                cursor.execute(noise, [count])
+                cursor.execute("CHECKPOINT")
+                cursor.execute("DROP TABLE noise")
+                cursor.execute("CHECKPOINT")
+                cursor.execute("CHECKPOINT")
 
 
 def _cannot_open(path: Path, error: Exception) -> Unavailable:

@@ -3,7 +3,7 @@
 A deleted row of a columnar file still lies in its row group, and a freed block keeps its bytes. So rows are deleted and
 partitions replaced in one transaction; then files that are no longer listed are removed, the hot tables are written
 anew without their deleted rows, and free blocks are overwritten. This second part takes time in proportion to the hot
-tier, so erase many at once. It is noted as due in the transaction, and a store that was killed before it does it when it
+tier, so erase many at once. It is noted as due in the transaction, and a store that was killed before does it when it
 is opened.
 """
 

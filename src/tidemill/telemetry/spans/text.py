@@ -35,8 +35,8 @@ _SEPARATE: Final = bytes(
     code + 32 if 65 <= code <= 90 else (code if 97 <= code <= 122 or 48 <= code <= 57 or code == 95 else 32)
     for code in range(256)
 )
-_BITS_A_WORD: Final = 12
-HASHES: Final = 6
+_BITS_A_WORD: Final = 8
+HASHES: Final = 5
 _SECOND_SEED: Final = 0x9E3779B9
 
 
@@ -86,7 +86,7 @@ def words_of(text: str) -> list[bytes]:
 
 
 def word_filter(words: Iterable[bytes]) -> bytes:
-    """A Bloom filter over words: about 1 in 300 words that are not in it seems to be.
+    """A Bloom filter over words: about 1 in 45 words that are not in it seems to be.
 
     Returns:
         Its bits, most significant first; ``bit_places`` says which of them a word sets.
