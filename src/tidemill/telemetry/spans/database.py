@@ -48,7 +48,7 @@ class Database:
         self._writing = threading.RLock()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The memory limit counts for the whole file in this process, so a second scope must ask for the same.
-        self._config: dict[str, str | int | bool] = {
+        self._config: dict[str, Any] = {
             "memory_limit": f"{memory_mb}MB",
             "threads": threads,
             "autoinstall_known_extensions": False,

@@ -352,7 +352,7 @@ class Reader:
             # Row numbers are found from one narrow column; only then are the wide ones read.
             sql = (
                 f"SELECT s.seq, {columns} FROM {table} s "
-                f"WHERE s.rowid IN (SELECT rowid FROM {table} WHERE {at}) AND {_OWNED}"
+                f"WHERE s.seq BETWEEN $low AND $high AND s.rowid IN (SELECT rowid FROM {table} WHERE {at}) AND {_OWNED}"
             )
             return cursor.execute(sql, values).fetchall()
 

@@ -91,7 +91,7 @@ def word_filter(words: Iterable[bytes]) -> bytes:
     Returns:
         Its bits, most significant first; ``bit_places`` says which of them a word sets.
     """
-    distinct = sorted(set(words))
+    distinct = list(set(words))
     size = max(64, len(distinct) * _BITS_A_WORD + 7 & ~7)
     first = np.fromiter((crc32(word) for word in distinct), np.uint64, len(distinct))
     step = np.fromiter((crc32(word, _SECOND_SEED) | 1 for word in distinct), np.uint64, len(distinct))
