@@ -11,6 +11,8 @@ from tidemill.telemetry.otlp.plans import Plan, first
 from tidemill.telemetry.otlp.wire import Attributes
 
 ID_CHARS: Final = 256
+Usage = tuple[int | None, int | None, int | None, int | None]
+"""Tokens: input, output, and of these those from a cache and those spent on reasoning."""
 _FIRST_CHUNK: Final = {"time_to_first_chunk_s", "time_to_first_chunk_ms", "first_chunk_at"}
 _TOKENS_MOST: Final = 10**12
 
@@ -68,7 +70,7 @@ class Fields:
             return None
         return number
 
-    def usage(self) -> tuple[int | None, int | None, int | None, int | None]:
+    def usage(self) -> Usage:
         """Tokens: input, output, and of these those from a cache and those spent on reasoning."""
         read, written = self.count("input_tokens"), self.count("output_tokens")
         cached, reasoned = self.count("cached_input_tokens"), self.count("reasoning_output_tokens")

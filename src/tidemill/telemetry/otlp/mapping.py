@@ -13,7 +13,7 @@ from tidemill.telemetry.masking import Mask, masked_entry, masked_json, masked_v
 from tidemill.telemetry.otlp.content import Said, read_content, sent_references
 from tidemill.telemetry.otlp.costs import PriceBook, PriceOf, call_cost_usd
 from tidemill.telemetry.otlp.events import Evaluation, Told, merged_attributes, read_events, score_id_of
-from tidemill.telemetry.otlp.fields import ID_CHARS, Fields
+from tidemill.telemetry.otlp.fields import ID_CHARS, Fields, Usage
 from tidemill.telemetry.otlp.messages import answer_of, json_text
 from tidemill.telemetry.otlp.plans import Plan, Plans, first
 from tidemill.telemetry.otlp.policy import PLAIN_PREFIXES, CapturePolicy, cut_text, shortened
@@ -237,15 +237,7 @@ class SpanMapper:
     ) -> Span:
         text = reader.text
         provider, asked, answered = text("provider"), text("request_model"), text("response_model")
-        usage = reader.usage()
-        cost_usd = None
-        if operation in self.table.calls:
-            cost_usd = self._cost(provider, (answered, asked), usage, raw.started_at_ns, reader)
-        else:
-            plain |= {name: one for name, one in zip(_USAGE_NAMES, usage, strict=True) if one is not None}
-            usage = (None, None, None, None)
-        if (sent := reader.sent_cost_usd()) is not None:
-            plain["tidemill.sent_cost_usd"] = sent
+        usage, cost_usd = self._usage(operation, provider, (answered, asked), raw.started_at_ns, reader, plain)
         session = text("session_id")
         release = text("release")
         parent = raw.parent_span_id
@@ -292,20 +284,28 @@ class SpanMapper:
             usage[3],
         )
 
-    def _cost(
+    def _usage(
         self,
+        operation: str,
         provider: str | None,
         models: tuple[str | None, ...],
-        usage: tuple[int | None, ...],
         at_ns: int,
         reader: Fields,
-    ) -> float | None:
+        plain: dict[str, AttributeValue],
+    ) -> tuple[Usage, float | None]:
+        """Tokens and cost of a call; of another operation they stay attributes, for a call below it has them too."""
+        usage, sent = reader.usage(), reader.sent_cost_usd()
+        if sent is not None:
+            plain["tidemill.sent_cost_usd"] = sent
+        if operation not in self.table.calls:
+            plain |= {name: one for name, one in zip(_USAGE_NAMES, usage, strict=True) if one is not None}
+            return _NO_USAGE, None
         read, written, cached, reasoned = usage
         if read is not None or written is not None:
             prices = self._book.prices(provider, models, at_ns)
             if prices is not None:
-                return call_cost_usd(prices, read or 0, written or 0, cached or 0, reasoned or 0)
-        return reader.sent_cost_usd()
+                return usage, call_cost_usd(prices, read or 0, written or 0, cached or 0, reasoned or 0)
+        return usage, sent
 
     def _session(self, session: str, mask: Mask | None) -> str:
         if len(session) > ID_CHARS or ("@" in session and mask is not None and mask(session) != session):
@@ -350,6 +350,7 @@ def _key(name: str, mask: Mask | None) -> str:
     return mask(name) if mask is not None else name
 
 
+_NO_USAGE: Final[Usage] = (None, None, None, None)
 _USAGE_NAMES: Final = (
     "gen_ai.usage.input_tokens",
     "gen_ai.usage.output_tokens",
