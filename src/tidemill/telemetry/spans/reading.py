@@ -310,13 +310,16 @@ class Reader:
 
     def _of_traces(self, cursor: duckdb.DuckDBPyConnection, trace_ids: Sequence[str]) -> list[Found]:
         keys = ", ".join(str(key) for key in sorted({key_of(trace_id) for trace_id in trace_ids}))
-        where = f"list_contains($ids, trace_id) AND {_OWNED}"
-        values = {**self._owner, "ids": list(trace_ids)}
         by_key = f"trace_key = {keys}" if "," not in keys else f"trace_key IN (SELECT unnest([{keys}]::INTEGER[]))"
-        hot = (
-            f"SELECT started_at_ns, seq FROM spans WHERE rowid IN (SELECT rowid FROM spans WHERE {by_key}) AND {where}"
-        )
-        rows = cursor.execute(hot, values).fetchall()
+        # Keys of four bytes first, then places, whose zone maps find the few rows to compare by id.
+        places = [seq for (seq,) in cursor.execute(f"SELECT seq FROM spans WHERE {by_key}").fetchall()]
+        rows: list[tuple[int, int]] = []
+        if places:
+            rows = cursor.execute(
+                "SELECT started_at_ns, seq FROM spans WHERE seq BETWEEN $low AND $high "
+                f"AND seq IN (SELECT unnest($seqs::BIGINT[])) AND list_contains($ids, trace_id) AND {_OWNED}",
+                {**self._owner, "ids": list(trace_ids), "seqs": places, "low": min(places), "high": max(places)},
+            ).fetchall()
         found = [Found(started, seq, None) for started, seq in rows]
         cold = self._partitions.listed(cursor)
         for one in self._partitions.holding(cursor, trace_ids, cold):
