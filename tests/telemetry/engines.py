@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
+import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from tidemill.telemetry import SpanStore, open_span_store
 from tidemill.telemetry.spans.clickhouse import ClickHouseSpanStore
 
 _numbers = itertools.count()
+_one_at_a_time = threading.Lock()
 
 
 @cache
@@ -51,8 +53,9 @@ class ChdbConnection:
         """The session goes on: chDB allows one path in a process."""
 
     def _ask(self, sql: str, values: Mapping[str, Any], form: str) -> Any:
-        engine().query(f"USE {self._name}")
-        return engine().query(sql, form, params={name: _written(value) for name, value in values.items()})
+        with _one_at_a_time:  # the session has one current database for all threads
+            engine().query(f"USE {self._name}")
+            return engine().query(sql, form, params={name: _written(value) for name, value in values.items()})
 
 
 def _written(value: Any) -> Any:
