@@ -1,7 +1,7 @@
 """Workers that admit calls and their further attempts under limits and write what they did, for tests that kill them.
 
 One process loads the libraries and forks a worker for each line ``start NAME`` on its standard input; it answers with
-the worker's process id. A worker runs until it is killed or gets SIGTERM. Run as a child by tests.
+the worker's process id. A worker runs until it is killed, gets SIGTERM or is an orphan. Run as a child by tests.
 
 Arguments: JSON with ``url``, ``project``, ``segments``, ``limits``, ``calls`` (in flight at once), ``total`` (calls of
 a worker; 0: without end), ``log`` (where refusals are written, a line each) and ``options`` of the limiter.
@@ -48,6 +48,14 @@ async def work(task: dict[str, Any], name: str) -> None:
     writer = SegmentWriter(folder / name, project=task["project"], tenant="default", capture="none", fsync="never")
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    parent = os.getppid()
+
+    async def end_with_parent() -> None:
+        while os.getppid() == parent and not stopping.is_set():
+            await asyncio.sleep(0.5)
+        stopping.set()  # a test that was killed leaves no workers behind
+
+    watching = asyncio.ensure_future(end_with_parent())
     left = task["total"] or sys.maxsize
     log = Path(task["log"])
 
@@ -92,6 +100,7 @@ async def work(task: dict[str, Any], name: str) -> None:
             writer.finished(Span(**ids, **kind, started_at_ns=begun, ended_at_ns=time.time_ns(), attributes=attributes))
 
     await asyncio.gather(*(caller() for _ in range(task["calls"])))
+    watching.cancel()
     limiter.close()
     writer.close()
 

@@ -263,9 +263,9 @@ def _forecasts(project: Project, endpoint: str | None, days: float) -> list[dict
         return found
     from tidemill.kernel import SystemClock
     from tidemill.loop.forecasting import forecast_endpoints
-    from tidemill.telemetry import open_span_store
+    from tidemill.loop.project import open_spans
 
-    store = open_span_store(project.places.spans, project.settings.scope)
+    store = open_spans(project)
     try:
         now_s = SystemClock().now().timestamp()
         return forecast_endpoints(project.settings, store, now_s=now_s, endpoint=endpoint, days=days)

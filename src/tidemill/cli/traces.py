@@ -80,18 +80,12 @@ def telemetry_of(project: Project) -> Iterator[Telemetry]:
         yield _Running(client)
         return
     from tidemill.loop.answering import Answers
+    from tidemill.loop.project import open_spans
     from tidemill.safety import mask_pii
     from tidemill.server.otlp import open_receiving
-    from tidemill.telemetry import Drainer, open_span_store
+    from tidemill.telemetry import Drainer
 
-    kept = project.settings.telemetry
-    store = open_span_store(
-        project.places.spans,
-        project.settings.scope,
-        url=kept.store,
-        memory_mb=kept.memory_mb,
-        cold=kept.retention.cold,
-    )
+    store = open_spans(project)
     try:
         decoder = open_receiving(project, lambda: 0).decoder
         drainer = Drainer(project.places.segments, store, mask=mask_pii, clock=SystemClock(), decoder=decoder)

@@ -19,6 +19,7 @@ from tidemill.pipelines import LedgerRecipe
 if TYPE_CHECKING:
     from tidemill.ledger import Ledger
     from tidemill.models import Catalogue
+    from tidemill.telemetry import SpanStore
 
 _LEAST_FREE_BYTES = 64 << 20
 
@@ -89,6 +90,24 @@ class Project:
 
         own = [ModelEntry.from_json(_entry(self.settings, name, one)) for name, one in self.settings.models.items()]
         return Catalogue.of(own)
+
+
+def open_spans(project: Project) -> SpanStore:
+    """Open a project's span store as its settings say; only one process may hold an embedded one.
+
+    Raises:
+        Unavailable: another process holds it, or its server does not answer.
+    """
+    from tidemill.telemetry import open_span_store
+
+    kept = project.settings.telemetry
+    return open_span_store(
+        project.places.spans,
+        project.settings.scope,
+        url=kept.store,
+        memory_mb=kept.memory_mb,
+        cold=kept.retention.cold,
+    )
 
 
 def find_project(start: Path) -> Path:

@@ -10,14 +10,13 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from tidemill.loop.project import Places, open_project
+from tidemill.loop.project import Places, open_project, open_spans
 from tidemill.server.api import create_app
 from tidemill.server.control import ControlPlane
 from tidemill.server.files import write_atomically
 from tidemill.server.otlp import Senders
 from tidemill.server.otlp_grpc import start_grpc
 from tidemill.server.supervisor import listening_socket
-from tidemill.telemetry import open_span_store
 
 
 def run_server(project_path: Path) -> None:
@@ -29,7 +28,7 @@ def run_server(project_path: Path) -> None:
     with open_project(project_path) as project:
         settings = project.settings
         listener = listening_socket(settings.server.host, settings.server.port, "server")
-        control = ControlPlane(project, open_span_store(project.places.spans, settings.scope))
+        control = ControlPlane(project, open_spans(project))
         token = local_token(project.places)
 
         @asynccontextmanager
