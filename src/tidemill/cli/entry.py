@@ -50,7 +50,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str, str]]] = {
     "trace": (
         "tracing",
         "trace_app",
-        "Traces: list, show, tail, sessions, stats, compare, summary, export.",
+        "Traces: list, show, tail, sessions, stats, compare, summary, export, kept, erase.",
         "Watch",
     ),
     "lineage": ("observe", "lineage", "Follow an answer, artifact or document up and down.", "Watch"),

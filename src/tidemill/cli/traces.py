@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SessionsQuestion,
         Which,
     )
+    from tidemill.telemetry import SpanStore
 
 
 class Telemetry(Protocol):
@@ -80,6 +81,18 @@ def telemetry_of(project: Project) -> Iterator[Telemetry]:
         yield _Running(client)
         return
     from tidemill.loop.answering import Answers
+
+    with stored_spans(project) as store:
+        yield _Stored(Answers(project.ledger, store, now_ns=time.time_ns))
+
+
+@contextmanager
+def stored_spans(project: Project) -> Iterator[SpanStore]:
+    """The project's span store, with everything in it that is finished; nothing else may run.
+
+    Raises:
+        Unavailable: another process holds it.
+    """
     from tidemill.loop.project import open_spans
     from tidemill.safety import mask_pii
     from tidemill.server.otlp import open_receiving
@@ -91,7 +104,7 @@ def telemetry_of(project: Project) -> Iterator[Telemetry]:
         drainer = Drainer(project.places.segments, store, mask=mask_pii, clock=SystemClock(), decoder=decoder)
         while drainer.drain_once().more:
             pass
-        yield _Stored(Answers(project.ledger, store, now_ns=time.time_ns))
+        yield store
     finally:
         store.close()
 

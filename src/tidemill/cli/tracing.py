@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidemill.cli.erasing import erase, kept
 from tidemill.cli.output import HERE, JsonOption, ProjectOption, plain, print_json, project_at, say
 from tidemill.cli.tracing_export import export
 from tidemill.cli.tracing_numbers import compare, stats, summary
@@ -344,5 +345,5 @@ def _tail_line(one: Mapping[str, Any], *, content: bool, width: int) -> Text:
     return line
 
 
-for _command in (stats, compare, summary, export):
+for _command in (stats, compare, summary, export, kept, erase):
     trace_app.command()(_command)

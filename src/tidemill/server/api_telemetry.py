@@ -9,6 +9,7 @@ from fastapi import FastAPI, Query
 
 from tidemill.loop.answering import Answers, ScoreBody
 from tidemill.loop.asking import CompareQuestion, FollowQuestion, ListQuestion, SeriesQuestion, SessionsQuestion
+from tidemill.loop.erasing import ErasureBody, order_of
 from tidemill.safety import mask_pii
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def add_telemetry(app: FastAPI, control: ControlPlane) -> None:
     answers = Answers(control.project.ledger, control.store, now_ns=time.time_ns)
     _add_traces(app, control, answers)
     _add_sums(app, control, answers)
+    _add_keeping(app, control)
 
     @app.get("/api/v1/lineage/{ref:path}", summary="What something came from and what came from it")
     def lineage(ref: str) -> dict[str, Any]:
@@ -92,3 +94,14 @@ def _add_sums(app: FastAPI, control: ControlPlane, answers: Answers) -> None:
     ) -> list[dict[str, Any]]:
         control.drain()
         return answers.summary(list(group_by), since_ns=since_ns)
+
+
+def _add_keeping(app: FastAPI, control: ControlPlane) -> None:
+    @app.get("/api/v1/telemetry", summary="What is kept in which tier, how long, and how keeping went")
+    def telemetry() -> dict[str, Any]:
+        return {**control.keeping.kept(), "waiting_bytes": control.waiting_bytes()}
+
+    @app.post("/api/v1/erasures", summary="Forget persons, traces or everything before a time")
+    def erase(body: ErasureBody) -> dict[str, Any]:
+        order = order_of(body, control.project.places, now_ns=time.time_ns())
+        return control.keeping.erase(order)

@@ -48,15 +48,16 @@ class ControlClient:
         """Ask for a path that already carries its query. Raises as ``get``."""
         return self._call(Request(self._base_url + path))  # noqa: S310 - our own http:// API
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Send a JSON document and return the answer. Raises as ``get``."""
+    def post(self, path: str, body: Mapping[str, Any], *, patience_s: float = _PATIENCE_S) -> Any:
+        """Send a JSON document and return the answer; wait so long for it. Raises as ``get``."""
         data = json.dumps(body).encode()
-        return self._call(Request(self._base_url + quote(path), data, {"Content-Type": "application/json"}))  # noqa: S310 - our own http:// API
+        request = Request(self._base_url + quote(path), data, {"Content-Type": "application/json"})  # noqa: S310 - our own http:// API
+        return self._call(request, patience_s)
 
-    def _call(self, request: Request) -> Any:
+    def _call(self, request: Request, patience_s: float = _PATIENCE_S) -> Any:
         try:
             request.add_header("Authorization", f"Bearer {self._token_file.read_text()}")
-            with _direct.open(request, timeout=_PATIENCE_S) as answer:
+            with _direct.open(request, timeout=patience_s) as answer:
                 return json.load(answer)
         except HTTPError as error:
             with error:

@@ -1,6 +1,6 @@
 """The control plane's work: drain segments, move rollouts, keep releases served, compile the routing snapshot.
 
-Three threads, each a loop over one look. A look that fails is logged with its traceback and tried again at the next
+A few threads, each a loop over one look. A look that fails is logged with its traceback and tried again at the next
 turn: the data plane serves on meanwhile.
 """
 
@@ -38,6 +38,7 @@ from tidemill.safety import mask_pii, routing_keys
 from tidemill.server.children import Deployment, limits_url, read_deployments
 from tidemill.server.files import write_atomically, write_json
 from tidemill.server.forward import Forwarding
+from tidemill.server.keeping import Keeping
 from tidemill.server.otlp import open_receiving
 from tidemill.server.settlement import Settlement, SettlementTotals
 from tidemill.server.supervisor import free_port, is_healthy
@@ -58,6 +59,7 @@ _SETTLE_S: Final = 15.0
 _NEW_PORT_AFTER_S: Final = 120.0
 _LAST_DRAIN_S: Final = 3.0
 _JOIN_S: Final = 5.0
+_KEEP_EVERY_S: Final = 5.0
 
 
 class ControlPlane:
@@ -99,6 +101,7 @@ class ControlPlane:
         self.watching = Watching(project, store)
         self.monitors = self.watching.monitors
         self.forwarding = Forwarding(project, store)
+        self.keeping = Keeping(project, store, self._drain)
         self.counts: Counter[str] = Counter()  # what was drained since the start, for /metrics
         self.caught_up_s = time.monotonic()
         self.drained = 0
@@ -114,6 +117,7 @@ class ControlPlane:
             ("drain", self.drain, server.drain_every_s),
             ("decide", self.decide, server.decide_every_s),
             ("monitor", self.watching.tick, server.monitor_every_s),
+            ("keep", self.keeping.look, _KEEP_EVERY_S),
         ):
             thread = threading.Thread(target=self._loop, args=(look, every_s), name=name, daemon=True)
             self._threads.append(thread)
@@ -135,8 +139,12 @@ class ControlPlane:
                 self._accounts.close()
 
     def drain(self) -> None:
-        """Bring finished records into the span store. Any thread may call it."""
-        self._drain()
+        """Bring finished records into the span store. Any thread may call it.
+
+        While an erasure holds the store, nothing: questions are answered without what finished meanwhile.
+        """
+        if not self.keeping.erasing:
+            self._drain()
 
     def _drain(self, until_s: float | None = None) -> None:
         with self._draining:  # a drainer is one thread's at a time, and requests of the API drain as well
