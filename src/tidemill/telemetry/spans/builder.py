@@ -137,7 +137,7 @@ class Statement:
 
     def _compared(self, expression: str, asked: Condition, kind: Kind) -> str:
         if asked.operator == "in":
-            return self.among(expression, list(asked.value))  # type: ignore[arg-type]
+            return self.among(expression, _values(asked))
         if asked.operator == "contains":
             if kind != "text":
                 raise InvalidInput(f"'contains' is for texts; {asked.value!r} is none.")
@@ -183,11 +183,16 @@ def _kind_of_value(asked: Condition) -> Kind:
     many = not isinstance(asked.value, str | int | float | bool)
     if many != (asked.operator == "in"):
         raise InvalidInput(f"Operator '{asked.operator}' on '{asked.field}' does not take {asked.value!r}.")
-    values: list[Any] = list(asked.value) if many else [asked.value]  # type: ignore[arg-type]
+    values = _values(asked) if many else [asked.value]
     kinds: set[Kind] = {_kind_of_one(value) for value in values}
     if len(kinds) > 1:
         raise InvalidInput(f"The values for '{asked.field}' are of several kinds: {asked.value!r}.")
     return kinds.pop() if kinds else "text"
+
+
+def _values(asked: Condition) -> list[Any]:
+    values: Any = asked.value  # only asked of conditions that hold several
+    return list(values)
 
 
 def _kind_of_one(value: object) -> Kind:

@@ -8,9 +8,11 @@ run in one transaction, so that a compaction in between shows neither twice nor 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 import duckdb
 import msgspec
@@ -33,12 +35,12 @@ _COLUMNS: Final = ", ".join(f's."{name}"' for name in STORED)
 _NAMES: Final = ", ".join(f'"{name}"' for name in ("project", "tenant", *SPAN_COLUMNS))
 _OWNED: Final = "project = $project AND tenant = $tenant"
 _ATTEMPTS: Final = 3
-_FIRST_WINDOW_NS: Final = 10 * 60 * 1_000_000_000
-_FIRST_WINDOW_PLACES: Final = 65_536
-_WIDER: Final = 6
+_STRETCH: Final = 4096
+_FIRST_PLACES: Final = 4 * _STRETCH
+_WIDER: Final = 3
 _MOST_RANGES: Final = 100
 
-_json = msgspec.json.Decoder(list[tuple[str, str, str, str | None, str | None]])
+_json = msgspec.json.Decoder(list[tuple[Literal["passage", "artifact"], str, str, str | None, str | None]])
 T = TypeVar("T")
 
 
@@ -48,6 +50,14 @@ class Found(NamedTuple):
     started_at_ns: int
     seq: int
     partition: str | None
+
+
+class _Stretch(NamedTuple):
+    """Places in the order of commits that are next to each other, and the latest start there."""
+
+    first_seq: int
+    last_seq: int
+    last_ns: int
 
 
 class Reader:
@@ -219,9 +229,8 @@ class Reader:
             ranges = self._candidates(cursor, terms, one.first_seq, one.last_seq)
             if not ranges:
                 return []
-            said = [f"regexp_matches(c.said, {statement.bind(term.pattern)})" for term in terms]
             texts = _stretches(f"{source} c WHERE c.said IS NOT NULL", ranges)
-            hit = f"WITH hit AS MATERIALIZED (SELECT c.seq FROM ({texts}) c WHERE {' AND '.join(said)}) "
+            hit = f"WITH hit AS MATERIALIZED (SELECT c.seq FROM ({texts}) c WHERE {_said(statement, terms)}) "
             conditions.append("s.seq IN (SELECT seq FROM hit)")
         rows = cursor.execute(
             f"{hit}SELECT s.started_at_ns, s.seq FROM {source} s WHERE {' AND '.join(conditions)} {_order(query)}",
@@ -230,54 +239,77 @@ class Reader:
         return [Found(started, seq, one.name) for started, seq in rows]
 
     def _find_text(self, cursor: duckdb.DuckDBPyConnection, query: SpanQuery, terms: Sequence[Term]) -> list[Found]:
-        """Window by window, so that frequent words are found without reading everything."""
+        """Stretch by stretch in the order asked for, so that frequent words are found without reading everything."""
+        stretches = self._stretches_in_order(cursor, query)
         found: list[Found] = []
-        for column, low, high in self._windows(cursor, query):
-            statement = self.statement()
-            window = f"s.{column} >= {statement.bind(low)} AND s.{column} < {statement.bind(high)}"
-            reach = cursor.execute(
-                f"SELECT min(s.seq), max(s.seq) FROM spans s WHERE {statement.owned()} AND {window}", statement.values
-            ).fetchall()[0]
-            ranges = self._candidates(cursor, terms, *reach) if reach[0] is not None else []
-            if not ranges:
-                continue
-            statement = self.statement()
-            conditions = builder.span_conditions(statement, query)
-            conditions.append(f"s.{column} >= {statement.bind(low)} AND s.{column} < {statement.bind(high)}")
-            said = [f"regexp_matches(c.said, {statement.bind(term.pattern)})" for term in terms]
-            texts = _stretches(f"contents c WHERE {statement.owned('c')}", ranges)
-            # Texts are matched first and by themselves: inside a join all of them would be read.
-            rows = cursor.execute(
-                f"WITH hit AS MATERIALIZED (SELECT c.seq FROM ({texts}) c WHERE {' AND '.join(said)}) "
-                "SELECT s.started_at_ns, s.seq FROM spans s WHERE s.seq IN (SELECT seq FROM hit) "
-                f"AND {' AND '.join(conditions)} {_order(query)}",
-                statement.values,
-            ).fetchall()
-            found += [Found(started, seq, None) for started, seq in rows]
-            if len(found) >= query.limit:
-                break
-        return found[: query.limit]
+        at, places, narrowed = 0, _FIRST_PLACES, False
+        while at < len(stretches):
+            if at and not narrowed:  # what is frequent has been found by now; for the rest filters pay
+                stretches = stretches[:at] + self._narrowed(cursor, terms, stretches[at:])
+                narrowed = True
+            end, size = at, 0
+            while end < len(stretches) and size < places and end - at < _MOST_RANGES:
+                size += stretches[end].last_seq - stretches[end].first_seq + 1
+                end += 1
+            if end > at:
+                hits = self._hits(cursor, query, terms, stretches[at:end])
+                found = _first(found + hits, query)
+            at, places = end, places * _WIDER
+            if len(found) >= query.limit and at < len(stretches):
+                last, following = found[-1], stretches[at]
+                if following.last_ns < last.started_at_ns if query.newest_first else following.first_seq > last.seq:
+                    break
+        return found
 
-    def _windows(self, cursor: duckdb.DuckDBPyConnection, query: SpanQuery) -> Iterator[tuple[str, int, int]]:
-        """Ever wider windows over what the query orders by, from its beginning on: column, from, to."""
-        column = "started_at_ns" if query.newest_first else "seq"
-        low, high = cursor.execute(
-            f"SELECT min({column}), max({column}) + 1 FROM spans WHERE {_OWNED}", self._owner
-        ).fetchall()[0]
-        if low is None:
-            return
-        if not query.newest_first:
-            low, width = max(low, query.after_seq + 1), _FIRST_WINDOW_PLACES
-            while low < high:
-                yield column, low, min(high, low + width)
-                low, width = low + width, width * _WIDER
-            return
-        low = max(low, query.since_ns) if query.since_ns is not None else low
-        high = min(high, query.until_ns) if query.until_ns is not None else high
-        width = _FIRST_WINDOW_NS
-        while low < high:
-            yield column, max(low, high - width), high
-            high, width = high - width, width * _WIDER
+    def _stretches_in_order(self, cursor: duckdb.DuckDBPyConnection, query: SpanQuery) -> list[_Stretch]:
+        """Where spans of the query may lie, its cheap conditions considered, in the order it asks for."""
+        statement = self.statement()
+        conditions = builder.span_conditions(statement, replace(query, where=()))
+        rows = cursor.execute(
+            "SELECT min(s.seq), max(s.seq), max(s.started_at_ns) FROM spans s "
+            f"WHERE {' AND '.join(conditions)} GROUP BY s.seq // {_STRETCH}",
+            statement.values,
+        ).fetchall()
+        found = [_Stretch(*row) for row in rows]
+        return sorted(found, key=(lambda one: -one.last_ns) if query.newest_first else (lambda one: one.first_seq))
+
+    def _narrowed(
+        self, cursor: duckdb.DuckDBPyConnection, terms: Sequence[Term], stretches: Sequence[_Stretch]
+    ) -> list[_Stretch]:
+        """Those parts of stretches that may hold all words of the terms."""
+        if not stretches:
+            return []
+        first, last = min(one.first_seq for one in stretches), max(one.last_seq for one in stretches)
+        ranges = self._candidates(cursor, terms, first, last)
+        ends = [high for _, high in ranges]
+        found = []
+        for one in stretches:
+            for low, high in ranges[bisect_left(ends, one.first_seq) :]:
+                if low > one.last_seq:
+                    break
+                found.append(_Stretch(max(low, one.first_seq), min(high, one.last_seq), one.last_ns))
+        return found
+
+    def _hits(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        query: SpanQuery,
+        terms: Sequence[Term],
+        stretches: Sequence[_Stretch],
+    ) -> list[Found]:
+        statement = self.statement()
+        ranges = sorted((one.first_seq, one.last_seq) for one in stretches)
+        conditions = builder.span_conditions(statement, query)
+        conditions.append(f"s.seq BETWEEN {ranges[0][0]} AND {ranges[-1][1]}")
+        texts = _stretches(f"contents c WHERE {statement.owned('c')}", _merged(ranges))
+        # Texts are matched first and by themselves: inside a join all of them would be read.
+        rows = cursor.execute(
+            f"WITH hit AS MATERIALIZED (SELECT c.seq FROM ({texts}) c WHERE {_said(statement, terms)}) "
+            "SELECT s.started_at_ns, s.seq FROM spans s WHERE s.seq IN (SELECT seq FROM hit) "
+            f"AND {' AND '.join(conditions)} {_order(query)}",
+            statement.values,
+        ).fetchall()
+        return [Found(started, seq, None) for started, seq in rows]
 
     def _candidates(
         self, cursor: duckdb.DuckDBPyConnection, terms: Sequence[Term], first: int, last: int
@@ -298,15 +330,7 @@ class Reader:
         ).fetchall()
         tail = cursor.execute(f"SELECT coalesce(max(last_seq), 0) + 1 FROM word_blocks WHERE {_OWNED}", self._owner)
         rows.append((max(first, tail.fetchall()[0][0]), last))
-        merged: list[tuple[int, int]] = []
-        for low, high in rows:
-            if low > high:
-                continue
-            if merged and low <= merged[-1][1] + 1:
-                merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
-            else:
-                merged.append((low, high))
-        return merged
+        return _merged(rows)
 
     def _of_traces(self, cursor: duckdb.DuckDBPyConnection, trace_ids: Sequence[str]) -> list[Found]:
         keys = ", ".join(str(key) for key in sorted({key_of(trace_id) for trace_id in trace_ids}))
@@ -408,7 +432,7 @@ class Reader:
 def references_of(text: str | None) -> tuple[Reference, ...]:
     """References from the JSON a partition keeps them as."""
     return tuple(
-        Reference(kind, ref, role, None if rank is None else int(rank), None if score is None else float(score))  # type: ignore[arg-type]
+        Reference(kind, ref, role, None if rank is None else int(rank), None if score is None else float(score))
         for kind, ref, role, rank, score in (_json.decode(text) if text else ())
     )
 
@@ -434,6 +458,24 @@ def _is_behind(one: Partition, last: Found, *, newest_first: bool) -> bool:
 
 def _overlaps(one: Partition, since_ns: int | None, until_ns: int | None) -> bool:
     return (since_ns is None or one.last_ns >= since_ns) and (until_ns is None or one.first_ns < until_ns)
+
+
+def _said(statement: Statement, terms: Sequence[Term]) -> str:
+    patterns = [pattern for term in terms for pattern in term.patterns]
+    return " AND ".join(f"regexp_matches(c.said, {statement.bind(pattern)})" for pattern in patterns)
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted ranges of places, those that touch as one; empty ones left out."""
+    merged: list[tuple[int, int]] = []
+    for low, high in ranges:
+        if low > high:
+            continue
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged
 
 
 def _stretches(source: str, ranges: Sequence[tuple[int, int]]) -> str:
