@@ -7,6 +7,7 @@ turn: the data plane serves on meanwhile.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -58,6 +59,8 @@ _SETTLE_S: Final = 15.0
 #: A serving process that is not ready after so long gets another port: somebody else may have taken its own.
 _NEW_PORT_AFTER_S: Final = 120.0
 _LAST_DRAIN_S: Final = 3.0
+#: While more keeps coming than is stored at once, a question waits so long and one round more.
+_ASKED_DRAIN_S: Final = 0.25
 _JOIN_S: Final = 5.0
 _KEEP_EVERY_S: Final = 5.0
 
@@ -82,6 +85,8 @@ class ControlPlane:
         self._written: dict[str, Deployment] | None = None
         self._deployments = {one.digest: one for one in read_deployments(project.places.deployments)}
         self._draining = threading.Lock()
+        self._asking: list[None] = []  # one for each question that drains or waits to
+        self._whole_s = -math.inf  # when the last round began that left nothing
         self._accounts = self._open_accounts()
         settings = project.settings
         self._settlement: Settlement | None = None
@@ -101,7 +106,7 @@ class ControlPlane:
         self.watching = Watching(project, store)
         self.monitors = self.watching.monitors
         self.forwarding = Forwarding(project, store)
-        self.keeping = Keeping(project, store, self._drain)
+        self.keeping = Keeping(project, store, lambda: self._drain(self._stop.is_set))
         self.counts: Counter[str] = Counter()  # what was drained since the start, for /metrics
         self.caught_up_s = time.monotonic()
         self.drained = 0
@@ -114,7 +119,7 @@ class ControlPlane:
         """Begin the loops."""
         server = self.project.settings.server
         for name, look, every_s in (
-            ("drain", self.drain, server.drain_every_s),
+            ("drain", self._drain_idly, server.drain_every_s),
             ("decide", self.decide, server.decide_every_s),
             ("monitor", self.watching.tick, server.monitor_every_s),
             ("keep", self.keeping.look, _KEEP_EVERY_S),
@@ -131,7 +136,8 @@ class ControlPlane:
             thread.join(_JOIN_S)
         self.forwarding.stop()
         try:
-            self._drain(until_s=time.monotonic() + _LAST_DRAIN_S)
+            last_s = time.monotonic() + _LAST_DRAIN_S
+            self._drain(lambda: time.monotonic() > last_s)
             self.watching.save()
         finally:
             self.store.close()
@@ -139,26 +145,48 @@ class ControlPlane:
                 self._accounts.close()
 
     def drain(self) -> None:
-        """Bring finished records into the span store. Any thread may call it.
+        """Bring what was finished before the call into the span store. Any thread may call it.
 
-        While an erasure holds the store, nothing: questions are answered without what finished meanwhile.
+        While more keeps coming than is stored at once, it ends after about a quarter of a second and a round. While an
+        erasure holds the store, nothing: questions are answered without what finished meanwhile.
         """
-        if not self.keeping.erasing:
-            self._drain()
+        if self.keeping.erasing:
+            return
+        until_s = time.monotonic() + _ASKED_DRAIN_S
+        self._asking.append(None)
+        try:
+            self._drain(lambda: time.monotonic() > until_s)
+        finally:
+            self._asking.pop()
 
-    def _drain(self, until_s: float | None = None) -> None:
-        with self._draining:  # a drainer is one thread's at a time, and requests of the API drain as well
-            while True:
-                report = self._drainer.drain_once()
-                self.drained += report.records
-                self._count(report)
-                for problem in report.problems:
-                    _log.warning("drain: %s", problem)
-                ended = self._stop.is_set() if until_s is None else time.monotonic() > until_s
-                if not report.more and self._settlement is not None:
-                    self._settlement.tick()
-                if not report.more or ended:
+    def _drain_idly(self) -> None:
+        """Drain all, but leave the work to a question that waits: it would not get between two rounds otherwise."""
+        if not self.keeping.erasing:
+            self._drain(lambda: self._stop.is_set() or bool(self._asking))
+
+    def _drain(self, ended: Callable[[], bool]) -> None:
+        """Drain round by round until all is stored that was finished at the call, or until ``ended`` after a round."""
+        begun_s = time.monotonic()
+        while True:
+            with self._draining:  # a drainer is one thread's at a time
+                if self._whole_s >= begun_s or not self._drain_round():
                     return
+            if ended():
+                return
+
+    def _drain_round(self) -> bool:
+        """One batch; whether there is more."""
+        begun_s = time.monotonic()
+        report = self._drainer.drain_once()
+        self.drained += report.records
+        self._count(report)
+        for problem in report.problems:
+            _log.warning("drain: %s", problem)
+        if not report.more:
+            self._whole_s = begun_s
+            if self._settlement is not None:
+                self._settlement.tick()
+        return report.more
 
     def _count(self, report: DrainReport) -> None:
         for name, count in (
