@@ -99,6 +99,7 @@ def _add_sums(app: FastAPI, control: ControlPlane, answers: Answers) -> None:
 def _add_keeping(app: FastAPI, control: ControlPlane) -> None:
     @app.get("/api/v1/telemetry", summary="What is kept in which tier, how long, and how keeping went")
     def telemetry() -> dict[str, Any]:
+        control.drain()
         return {**control.keeping.kept(), "waiting_bytes": control.waiting_bytes()}
 
     @app.post("/api/v1/erasures", summary="Forget persons, traces or everything before a time")
