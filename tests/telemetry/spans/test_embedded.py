@@ -61,8 +61,8 @@ def write_first_version(path: Path) -> Span:
         file.execute(FIRST_SCHEMA)
         for number, one in enumerate((full, span(2))):
             file.execute(
-                "INSERT INTO spans SELECT 'shop', 'default', nextval('ingest_seq'), ?, 1, true, ?, ?, NULL, ?, ?, ?, ?, "
-                "'ok', NULL, NULL, ?, NULL, NULL, NULL, ?, NULL, NULL, NULL, NULL, ?, NULL, ?, NULL, ?, NULL, ?, ?",
+                "INSERT INTO spans SELECT 'shop', 'default', nextval('ingest_seq'), ?, 1, true, ?, ?, NULL, ?, ?, ?, "
+                "?, 'ok', NULL, NULL, ?, NULL, NULL, NULL, ?, NULL, NULL, NULL, NULL, ?, NULL, ?, NULL, ?, NULL, ?, ?",
                 [
                     old_key(one.trace_id), one.trace_id, one.span_id, one.name, one.operation, one.started_at_ns,
                     one.ended_at_ns, one.endpoint, one.session_id, one.input_tokens, one.cost_usd, one.stream,
@@ -73,15 +73,15 @@ def write_first_version(path: Path) -> Span:
             "INSERT INTO span_content VALUES ('shop', 'default', ?, ?, ?, ?, ?)",
             [old_key(full.trace_id), full.trace_id, full.span_id, CONTENT.input, CONTENT.output],
         )
-        for place, one in enumerate(full.references):
+        for place, used in enumerate(full.references):
             file.execute(
                 "INSERT INTO trace_references VALUES ('shop', 'default', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [old_key(full.trace_id), old_key(one.ref), full.trace_id, full.span_id, place, one.kind, one.ref,
-                 one.role, one.rank, one.score],
+                [old_key(full.trace_id), old_key(used.ref), full.trace_id, full.span_id, place, used.kind, used.ref,
+                 used.role, used.rank, used.score],
             )  # fmt: skip
         file.execute(
-            "INSERT INTO scores VALUES ('shop', 'default', nextval('ingest_seq'), ?, 1, 'score_1', ?, NULL, 'feedback', "
-            "1.0, NULL, 'fine', NULL, 'user', 1000000000)",
+            "INSERT INTO scores VALUES ('shop', 'default', nextval('ingest_seq'), ?, 1, 'score_1', ?, NULL, "
+            "'feedback', 1.0, NULL, 'fine', NULL, 'user', 1000000000)",
             [old_key(full.trace_id), full.trace_id],
         )
         file.execute("INSERT INTO segment_offsets VALUES ('shop', 'default', 'gateway/1', 77)")
@@ -219,9 +219,15 @@ def test_the_bytes_of_what_is_erased_are_nowhere(tmp_path: Path, cold: bool) -> 
             cursor.execute("SET GLOBAL force_compression = 'uncompressed'")
             cursor.execute("ALTER TABLE contents ADD COLUMN plain VARCHAR DEFAULT ''")
             cursor.execute("ALTER TABLE contents DROP COLUMN plain")
-        changed = [span(int(one.span_id, 16), **{name: getattr(one, name) for name in (
-            "trace_id", "started_at_ns", "ended_at_ns", "user_key")}, attributes={"note": f"{'SECRET-4714' if one is secret else 'x'}"})
-            for one in spans]  # fmt: skip
+        same = ("trace_id", "started_at_ns", "ended_at_ns", "user_key")
+        changed = [
+            span(
+                int(one.span_id, 16),
+                attributes={"note": "SECRET-4714" if one is secret else "x"},
+                **{name: getattr(one, name) for name in same},
+            )
+            for one in spans
+        ]
         store.commit(Batch(changed, said, [secret_score]), {})
         store._database.checkpoint()
         assert b"SECRET-471" in path.read_bytes(), "the test itself finds what is there"

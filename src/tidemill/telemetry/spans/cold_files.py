@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from tidemill.kernel import Unavailable
 
 _CACHE_BYTES: Final = 4 << 30
+_PIECE_BYTES: Final = 32 << 20
+"""Read at once: a request must be answered within 30 seconds, and client options would replace the environment's."""
+_RETRIES: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=30)}
+"""A query waits for storage that hiccups, and not for minutes on one that is away."""
 
 
 class ColdFiles(Protocol):
@@ -20,11 +25,12 @@ class ColdFiles(Protocol):
         """Take a finished file in under a name, whole and durable or not at all; the draft is gone afterwards."""
         ...
 
-    def local(self, name: str) -> Path:
-        """A local path to read a file from.
+    def local(self, names: Sequence[str]) -> list[Path]:
+        """Local paths to read files from, all of them at once.
 
         Raises:
-            Unavailable: there is no such file, or the storage does not answer.
+            FileNotFoundError: one of them has been removed.
+            Unavailable: the storage does not answer.
         """
         ...
 
@@ -59,9 +65,9 @@ class Folder:
             if folder == self._root:
                 break
 
-    def local(self, name: str) -> Path:
-        """See ``ColdFiles.local``."""
-        return self._root / name
+    def local(self, names: Sequence[str]) -> list[Path]:
+        """See ``ColdFiles.local``; that a file is gone shows when it is opened."""
+        return [self._root / name for name in names]
 
     def remove(self, name: str) -> None:
         """See ``ColdFiles.remove``."""
@@ -80,7 +86,7 @@ class ObjectStorage:
     Args:
         store: an obstore store, with its prefix.
         cache: folder of the copies.
-        cache_bytes: how large they may be together; a single larger file is still copied.
+        cache_bytes: how large they may be together; what one query reads is copied even if it is larger.
     """
 
     def __init__(self, store: Any, cache: Path, *, cache_bytes: int = _CACHE_BYTES) -> None:
@@ -98,24 +104,33 @@ class ObjectStorage:
                 obstore.put(self._store, name, file)
         except (OSError, obstore.exceptions.BaseError) as error:
             raise _unreachable(name, error) from error
-        draft.unlink()
-
-    def local(self, name: str) -> Path:
-        """See ``ColdFiles.local``."""
         path = self._cache / name
         with self._lock:
-            if path.exists():
-                os.utime(path)
-                return path
-            self._fetch(name, path)
-            self._make_room(path)
-        return path
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft.chmod(0o600)
+            draft.rename(path)  # what was written last is asked for first
+            self._make_room({path})
+
+    def local(self, names: Sequence[str]) -> list[Path]:
+        """See ``ColdFiles.local``."""
+        paths = [self._cache / name for name in names]
+        with self._lock:
+            for name, path in zip(names, paths, strict=True):
+                if path.exists():
+                    os.utime(path)
+                else:
+                    self._fetch(name, path)
+            self._make_room(set(paths))
+        return paths
 
     def remove(self, name: str) -> None:
         """See ``ColdFiles.remove``."""
         import obstore
 
-        (self._cache / name).unlink(missing_ok=True)
+        path = self._cache / name
+        with self._lock:
+            for copy in (path, _draft_of(path)):
+                copy.unlink(missing_ok=True)
         try:
             obstore.delete(self._store, name)
         except FileNotFoundError:
@@ -136,23 +151,28 @@ class ObjectStorage:
         import obstore
 
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = path.with_name(path.name + ".tmp")
+        draft = _draft_of(path)
         try:
             with draft.open("wb") as file:
-                for chunk in obstore.get(self._store, name).stream():
-                    file.write(chunk)
+                size = obstore.head(self._store, name)["size"]
+                for start in range(0, size, _PIECE_BYTES):
+                    end = min(start + _PIECE_BYTES, size)
+                    file.write(obstore.get_range(self._store, name, start=start, end=end))
+        except FileNotFoundError:
+            draft.unlink(missing_ok=True)
+            raise
         except (OSError, obstore.exceptions.BaseError) as error:
             draft.unlink(missing_ok=True)
             raise _unreachable(name, error) from error
         draft.rename(path)
 
-    def _make_room(self, newest: Path) -> None:
+    def _make_room(self, wanted: Set[Path]) -> None:
         kept = sorted(self._copies(), key=lambda path: path.stat().st_mtime_ns)
         total = sum(path.stat().st_size for path in kept)
         for path in kept:
             if total <= self._cache_bytes:
                 return
-            if path != newest:
+            if path not in wanted:
                 total -= path.stat().st_size
                 path.unlink()
 
@@ -173,7 +193,11 @@ def cold_files(place: str | None, state: Path) -> ColdFiles:
         return Folder(Path(place))
     import obstore.store
 
-    return ObjectStorage(obstore.store.from_url(place), state)
+    return ObjectStorage(obstore.store.from_url(place, retry_config=_RETRIES), state)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def _sync(path: Path) -> None:

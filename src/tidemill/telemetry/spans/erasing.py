@@ -11,11 +11,12 @@ is opened.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from tidemill.kernel import InvalidInput, Scope
+from tidemill.kernel import InvalidInput, Scope, Unavailable
 from tidemill.telemetry.queries import Erased, Erasure
 from tidemill.telemetry.spans.schema import SCHEMA
 from tidemill.telemetry.spans.text import word_filter, words_of
@@ -51,10 +52,11 @@ class Eraser:
         self._owner = {"project": scope.project, "tenant": scope.tenant}
 
     def finish(self) -> None:
-        """Do what an erasure had still to do when its process died."""
+        """Do what an erasure had still to do when its process died, unless the cold tier cannot be reached."""
         due = self._database.rows(f"SELECT count(*) FROM erasures_due WHERE {_OWNED}", self._owner)
         if due[0][0]:
-            self._scrub()
+            with suppress(Unavailable):  # it stays due; what came in since must not wait for it
+                self._scrub()
 
     def erase(self, erasure: Erasure) -> Erased:
         """See ``SpanStore.erase``."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tidemill.telemetry.spans.database import Database
 
 DAY_NS: Final = 86_400_000_000_000
+_PROCESS: Final = uuid.uuid4().hex
+"""Stands in the names of this process's drafts: those of another are leftovers, for only one may hold the file."""
 _SLICES: Final = 64
 _BITS_A_TRACE: Final = 12
 _HASHES: Final = 5
@@ -106,7 +108,7 @@ class Partitions:
 
     def source(self, partitions: Sequence[Partition]) -> str:
         """What to read partitions from, as SQL."""
-        paths = ", ".join(_quoted(str(self._files.local(one.name))) for one in partitions)
+        paths = ", ".join(_quoted(str(path)) for path in self._files.local([one.name for one in partitions]))
         return f"read_parquet([{paths}])"
 
     def holding(
@@ -164,6 +166,10 @@ class Partitions:
             for name in self._files.names(self._prefix):
                 if name not in listed:
                     self._files.remove(name)
+            path = self._database.path
+            for draft in path.parent.glob(f"*{path.name}.*.draft"):  # DuckDB sets tmp_ before what it has not finished
+                if _PROCESS not in draft.name:
+                    draft.unlink(missing_ok=True)
 
     def _move(self, day: int) -> Partition:
         """Write a day's file while commits go on, then take its rows out of the hot tables.
@@ -221,7 +227,7 @@ class Partitions:
         """Write a file of a day from a statement; ``None`` where it has no row. It counts once it is entered."""
         date = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)).date()
         name = f"{self._prefix}/day={date.isoformat()}/{uuid.uuid4().hex}.parquet"
-        draft = self._database.path.with_name(f"{self._database.path.name}.{uuid.uuid4().hex}.draft")
+        draft = self._database.path.with_name(f"{self._database.path.name}.{_PROCESS}.{uuid.uuid4().hex}.draft")
         try:
             cursor.execute(f"COPY ({select}) TO {_quoted(str(draft))} ({_WRITTEN})", dict(values))
             facts = cursor.execute(

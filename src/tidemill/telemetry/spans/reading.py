@@ -177,7 +177,7 @@ class Reader:
             try:
                 with self._reading() as cursor:
                     return ask(cursor)
-            except duckdb.IOException as error:
+            except (duckdb.IOException, FileNotFoundError) as error:
                 if attempt == _ATTEMPTS - 1:
                     raise Unavailable(f"the span store cannot be read: {error}") from error
         raise AssertionError
