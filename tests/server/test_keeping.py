@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +23,12 @@ from tests.telemetry.otlp.making import traces, wire_span
 from tidemill.gateway import Limits
 from tidemill.gateway.testing import ScriptedUpstream
 from tidemill.kernel import FakeClock, Route, UserError
-from tidemill.loop.erasing import ERASURE
+from tidemill.loop.erasing import ERASURE, ErasureOrder
 from tidemill.loop.project import open_project, open_spans
 from tidemill.server.api import create_app
 from tidemill.server.control import ControlPlane
 from tidemill.server.keeping import ACTOR, DAY_NS, Keeping
-from tidemill.telemetry import Batch, Content, SpanQuery
+from tidemill.telemetry import Batch, Content, Erasure, SpanQuery
 
 NOON = datetime(2026, 9, 11, 12, tzinfo=UTC)
 TODAY = int(NOON.timestamp()) * 10**9 // DAY_NS
@@ -204,6 +206,41 @@ def test_a_person_is_forgotten_however_the_spans_came(tmp_path: Path) -> None:
         everything = bytes_of(folder)
         for gone in (ADA, "quagmire", "quicksand", "quandary"):
             assert gone.encode() not in everything
+
+
+def test_questions_are_answered_and_spans_taken_while_days_move_and_persons_go(tmp_path: Path) -> None:
+    with opened(tmp_path / "demo", hot_days=1) as (control, _):
+        spans = [request(number, project="demo") for number in range(3000)]
+        contents = {(one.trace_id, one.span_id): Content("[]", f"Number {n}. " * 30) for n, one in enumerate(spans)}
+        control.store.commit(Batch(spans, contents), {})
+        asked = ErasureOrder(
+            erasure=Erasure(user_keys=("user-3",)), by="user", asked=1, actor="me", reason="A test of many at once."
+        )
+        with talking(control) as client, ThreadPoolExecutor() as threads:
+            running = [threads.submit(control.keeping.turn), threads.submit(control.keeping.erase, asked)]
+            sent = 0
+            while not all(one.done() for one in running):
+                sent += 1
+                body = traces(wire_span(1_000_000 + sent)).SerializeToString()
+                control.receiving.receiver.receive("traces", "protobuf", body)[1].result(30)
+                answer = client.get("/api/v1/traces", params={"limit": 5})
+                assert (answer.status_code, len(answer.json()["traces"])) == (200, 5), answer.text
+            assert [one.result() for one in running][1]["traces"] == 3000 // 7 + 1
+            client.get("/api/v1/telemetry")  # drains
+        left = control.store.spans(SpanQuery(limit=10_000, with_references=False))
+        assert len(left) == 3000 - (3000 // 7 + 1) + sent
+
+
+def test_the_control_plane_keeps_by_itself(tmp_path: Path) -> None:
+    with opened(tmp_path / "demo", hot_days=1) as (control, clock):
+        fill_days(control, range(4))
+        control.start()
+        clock.advance(15)
+        limit_s = time.monotonic() + 30
+        while control.keeping.kept()["last_turn"]["compacted"] is None:
+            assert time.monotonic() < limit_s
+            time.sleep(0.05)
+        assert control.keeping.kept()["last_turn"]["compacted"]["spans"] == 2
 
 
 @pytest.mark.parametrize(

@@ -101,12 +101,11 @@ def open_spans(project: Project) -> SpanStore:
     from tidemill.telemetry import open_span_store
 
     kept = project.settings.telemetry
+    cold = kept.retention.cold
+    if cold is not None and "://" not in cold:
+        cold = str(project.settings.folder / cold)
     return open_span_store(
-        project.places.spans,
-        project.settings.scope,
-        url=kept.store,
-        memory_mb=kept.memory_mb,
-        cold=kept.retention.cold,
+        project.places.spans, project.settings.scope, url=kept.store, memory_mb=kept.memory_mb, cold=cold
     )
 
 

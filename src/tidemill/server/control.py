@@ -62,7 +62,7 @@ _LAST_DRAIN_S: Final = 3.0
 #: While more keeps coming than is stored at once, a question waits so long and one round more.
 _ASKED_DRAIN_S: Final = 0.25
 _JOIN_S: Final = 5.0
-_KEEP_EVERY_S: Final = 5.0
+_KEEP_EVERY_S: Final = 1.0
 
 
 class ControlPlane:
