@@ -208,27 +208,53 @@ def test_a_person_is_forgotten_however_the_spans_came(tmp_path: Path) -> None:
             assert gone.encode() not in everything
 
 
-def test_questions_are_answered_and_spans_taken_while_days_move_and_persons_go(tmp_path: Path) -> None:
+def many(control: ControlPlane, count: int) -> None:
+    spans = [request(number, project="demo") for number in range(count)]
+    contents = {(one.trace_id, one.span_id): Content("[]", f"Number {n}. " * 30) for n, one in enumerate(spans)}
+    control.store.commit(Batch(spans, contents), {})
+
+
+def send(control: ControlPlane, number: int) -> None:
+    body = traces(wire_span(1_000_000 + number)).SerializeToString()
+    control.receiving.receiver.receive("traces", "protobuf", body)[1].result(30)
+
+
+def test_questions_are_answered_and_spans_taken_while_days_move(tmp_path: Path) -> None:
     with opened(tmp_path / "demo", hot_days=1) as (control, _):
-        spans = [request(number, project="demo") for number in range(3000)]
-        contents = {(one.trace_id, one.span_id): Content("[]", f"Number {n}. " * 30) for n, one in enumerate(spans)}
-        control.store.commit(Batch(spans, contents), {})
+        many(control, 3000)
+        with talking(control) as client, ThreadPoolExecutor() as threads:
+            running = threads.submit(control.keeping.turn)
+            sent = 0
+            while not running.done():
+                sent += 1
+                send(control, sent)
+                answer = client.get("/api/v1/traces", params={"limit": 5})
+                assert (answer.status_code, len(answer.json()["traces"])) == (200, 5), answer.text
+            running.result()
+        control.drain()
+        assert len(control.store.spans(SpanQuery(limit=10_000, with_references=False))) == 3000 + sent
+
+
+def test_an_erasure_and_a_move_take_turns_while_spans_are_taken(tmp_path: Path) -> None:
+    with opened(tmp_path / "demo", hot_days=1) as (control, _):
+        many(control, 3000)
         asked = ErasureOrder(
             erasure=Erasure(user_keys=("user-3",)), by="user", asked=1, actor="me", reason="A test of many at once."
         )
-        with talking(control) as client, ThreadPoolExecutor() as threads:
-            running = [threads.submit(control.keeping.turn), threads.submit(control.keeping.erase, asked)]
+        with ThreadPoolExecutor() as threads:
+            turn, erased = threads.submit(control.keeping.turn), threads.submit(control.keeping.erase, asked)
             sent = 0
-            while not all(one.done() for one in running):
+            while not (turn.done() and erased.done()):
                 sent += 1
-                body = traces(wire_span(1_000_000 + sent)).SerializeToString()
-                control.receiving.receiver.receive("traces", "protobuf", body)[1].result(30)
-                answer = client.get("/api/v1/traces", params={"limit": 5})
-                assert (answer.status_code, len(answer.json()["traces"])) == (200, 5), answer.text
-            assert [one.result() for one in running][1]["traces"] == 3000 // 7 + 1
-            client.get("/api/v1/telemetry")  # drains
+                send(control, sent)
+                control.drain()
+            turn.result()
+            gone = erased.result()["traces"]
+        control.drain()
+        assert gone == len(range(3, 3000, 7))
         left = control.store.spans(SpanQuery(limit=10_000, with_references=False))
-        assert len(left) == 3000 - (3000 // 7 + 1) + sent
+        assert len(left) == 3000 - gone + sent
+        assert not [one for one in left if one.span.user_key == "user-3"]
 
 
 def test_the_control_plane_keeps_by_itself(tmp_path: Path) -> None:
