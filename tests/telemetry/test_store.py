@@ -183,12 +183,17 @@ def test_a_large_batch_keeps_its_order(store: SpanStore) -> None:
 
 def test_readers_and_a_writer_work_at_once(store: SpanStore) -> None:
     errors: list[BaseException] = []
-    done = threading.Event()
+    grown = threading.Condition()
+    committed = 0
 
     def read() -> None:
         last = 0
         try:
-            while not done.is_set() or last < 200:
+            while last < 200:
+                with grown:
+                    # Readers that asked without a pause would starve a writer whose engine takes one at a time.
+                    while committed <= last:
+                        assert grown.wait(timeout=120), "the writer goes on"
                 for stored in store.spans(SpanQuery(after_seq=last, limit=50)):
                     assert stored.ingest_seq == last + 1, "a reader that follows the sequence misses nothing"
                     assert stored.span.references == (passage(1),)
@@ -196,12 +201,14 @@ def test_readers_and_a_writer_work_at_once(store: SpanStore) -> None:
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=read) for _ in range(3)]
+    threads = [threading.Thread(target=read, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     for start in range(0, 200, 20):
         store.commit(Batch([span(n, references=(passage(1),)) for n in range(start, start + 20)]), {"s": start})
-    done.set()
+        with grown:
+            committed = start + 20
+            grown.notify_all()
     for thread in threads:
         thread.join()
     assert not errors
