@@ -11,7 +11,14 @@ from tidemill.evidence.betting import LAMBDAS, BlockBetting, EProcess, average_e
 from tidemill.evidence.burn import ODDS_MULTIPLES, BurnDetector
 from tidemill.evidence.detector import RateDetector
 from tidemill.evidence.intervals import Interval, confidence_sequence, mean_interval, wilson_interval
-from tidemill.evidence.judge import JudgeCalibration, JudgedMean, JudgedShare, prediction_powered_mean, rogan_gladen
+from tidemill.evidence.judge import (
+    JudgeCalibration,
+    JudgedMean,
+    JudgedShare,
+    prediction_powered_interval,
+    prediction_powered_mean,
+    rogan_gladen,
+)
 from tidemill.evidence.judge_bets import JudgedProcess
 from tidemill.evidence.multiplicity import benjamini_hochberg, e_bh, holm
 from tidemill.evidence.paired import (
@@ -65,6 +72,7 @@ __all__ = [
     "paired_bootstrap",
     "paired_permutation",
     "paired_power",
+    "prediction_powered_interval",
     "prediction_powered_mean",
     "quantile_interval",
     "quantile_sequence",
