@@ -106,6 +106,8 @@ class Statement:
             InvalidInput: a field or an operator that there is not, or a value of the wrong kind.
         """
         kind = kind_of(asked.field)
+        if asked.operator == "in" and not isinstance(asked.value, str | int | float | bool) and not asked.value:
+            return "1 = 0"
         if asked.field.startswith(SCORE):
             return self._score(asked)
         if asked.operator == "exists":
