@@ -59,6 +59,8 @@ _SETTLE_S: Final = 15.0
 #: A serving process that is not ready after so long gets another port: somebody else may have taken its own.
 _NEW_PORT_AFTER_S: Final = 120.0
 _LAST_DRAIN_S: Final = 3.0
+#: Spans stream in when two turns of the loop in a row found so many.
+_STREAMING_RECORDS: Final = 300
 #: While more keeps coming than is stored at once, a question waits so long and one round more.
 _ASKED_DRAIN_S: Final = 0.25
 _JOIN_S: Final = 5.0
@@ -87,6 +89,7 @@ class ControlPlane:
         self._draining = threading.Lock()
         self._asking: list[None] = []  # one for each question that drains or waits to
         self._whole_s = -math.inf  # when the last round began that left nothing
+        self._streaming = self._much = False  # whether the loop's last two turns, or its last, found much
         self._accounts = self._open_accounts()
         settings = project.settings
         self._settlement: Settlement | None = None
@@ -147,10 +150,11 @@ class ControlPlane:
     def drain(self) -> None:
         """Bring what was finished before the call into the span store. Any thread may call it.
 
-        While more keeps coming than is stored at once, it ends after about a quarter of a second and a round. While an
-        erasure holds the store, nothing: questions are answered without what finished meanwhile.
+        While spans stream in, or an erasure holds the store, nothing: the loop is at it, and a question that took its
+        turn in it would wait for two rounds to be fresher by one. After a round of few records a question drains
+        itself, for about a quarter of a second and a round at most.
         """
-        if self.keeping.erasing:
+        if self.keeping.erasing or self._streaming:
             return
         until_s = time.monotonic() + _ASKED_DRAIN_S
         self._asking.append(None)
@@ -162,7 +166,10 @@ class ControlPlane:
     def _drain_idly(self) -> None:
         """Drain all, but leave the work to a question that waits: it would not get between two rounds otherwise."""
         if not self.keeping.erasing:
+            before = self.drained
             self._drain(lambda: self._stop.is_set() or bool(self._asking))
+            much = self.drained - before >= _STREAMING_RECORDS
+            self._streaming, self._much = much and self._much, much
 
     def _drain(self, ended: Callable[[], bool]) -> None:
         """Drain round by round until all is stored that was finished at the call, or until ``ended`` after a round."""
