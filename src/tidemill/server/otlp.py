@@ -201,9 +201,7 @@ class OtlpFront:
             self._receiver.note_invalid("wrong_content_type", content_type)
             raise _Refusal(415, f"The content type must be one of {', '.join(ENCODINGS)}; it is '{content_type}'.")
 
-    async def _take(
-        self, signal: Signal, encoding: Encoding, headers: dict[bytes, bytes], receive: Receive
-    ) -> Taken:
+    async def _take(self, signal: Signal, encoding: Encoding, headers: dict[bytes, bytes], receive: Receive) -> Taken:
         packed = headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
         packing = PACKINGS.get(packed)
         if packing is None:
