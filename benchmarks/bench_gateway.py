@@ -22,7 +22,7 @@ from gateway.churn import churn_rows
 from gateway.figures import latency_rows, request_rows, scaling_rows, stream_rows, throughput_rows
 from gateway.memory import memory_rows
 from gateway.rig import Rig
-from rows import Row, write_rows
+from rows import Row, merge_rows, write_rows
 
 
 def parts(given: argparse.Namespace) -> dict[str, Callable[[Rig], list[Row]]]:
@@ -61,7 +61,7 @@ def main() -> None:
             with rig.children:
                 rows.extend(part(rig))
     if given.only:
-        print(*rows, sep="\n")
+        merge_rows("gateway", rows)
     else:
         write_rows("gateway", rows)
 

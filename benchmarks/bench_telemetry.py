@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from rows import Row, write_rows
+from rows import Row, merge_rows, write_rows
 from telemetry.asking import asking_rows, size_rows
 from telemetry.ingest import ingest_rows
 from telemetry.killing import killing_rows
@@ -46,7 +46,7 @@ def main() -> None:
             found = part(Path(folder))
         rows.extend(found)
         if given.only:
-            print(*found, sep="\n")
+            merge_rows("telemetry", found)
     if not given.only:
         write_rows("telemetry", rows)
 

@@ -43,3 +43,12 @@ def read_rows(name: str) -> list[Row]:
     """The rows of the last run that was written; none where there is none."""
     path = RESULTS / f"{name}.json"
     return [Row(**row) for row in json.loads(path.read_text())] if path.exists() else []
+
+
+def merge_rows(name: str, rows: list[Row]) -> Path:
+    """Print the rows of a part of a benchmark and put them in place of those of the last whole run, or behind them."""
+    fresh = {row.figure: row for row in rows}
+    kept = [fresh.pop(row.figure, row) for row in read_rows(name)]
+    for row in rows:
+        print(row)
+    return save_rows(name, [*kept, *fresh.values()])
