@@ -14,7 +14,6 @@ from tidemill.evidence import (
     EProcess,
     JudgeCalibration,
     JudgedProcess,
-    prediction_powered_interval,
     prediction_powered_mean,
     rogan_gladen,
     wilson_interval,
@@ -149,30 +148,6 @@ def test_powered_means_cover():
     assert missed / 300 <= 0.09
 
 
-@pytest.mark.parametrize("accuracy", [0.95, 0.3])
-def test_the_betting_interval_covers_with_few_labels_and_any_judge(accuracy):
-    rng = np.random.default_rng(14)
-    missed = 0
-    for _ in range(60):
-        truth = rng.random(180) < 0.8
-        judge = np.where(rng.random(180) < accuracy, truth, ~truth).astype(float).tolist()
-        found = prediction_powered_interval(truth[:30].astype(float).tolist(), judge[:30], judge[30:], alpha=0.1)
-        missed += not found.low <= 0.8 <= found.high
-    assert missed / 60 <= 0.1
-
-
-def test_the_betting_interval_is_short_for_a_good_judge_and_whole_without_data():
-    r = random.Random(2)
-    labels = [float(r.random() < 0.8) for _ in range(400)]
-    alone = prediction_powered_interval(labels[:100], labels[:100], [])
-    powered = prediction_powered_interval(labels[:100], labels[:100], labels[100:])
-    assert powered.high - powered.low < alone.high - alone.low
-    assert powered.low < powered.mean < powered.high
-    assert prediction_powered_interval(labels, labels, labels, trust=0.0).n == 400
-    nothing = prediction_powered_interval([], [], [0.5] * 9)
-    assert (nothing.low, nothing.high) == (0.0, 1.0)
-
-
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(UNIT, UNIT), min_size=2, max_size=12),
@@ -264,8 +239,6 @@ def test_judged_evidence_is_additive_and_stored():
         lambda: prediction_powered_mean([2.0], [1.0], []),
         lambda: prediction_powered_mean([1.0], [math.nan], []),
         lambda: prediction_powered_mean([1.0], [1.0], [], trust=2),
-        lambda: prediction_powered_interval([1.0], [], []),
-        lambda: prediction_powered_interval([1.0], [1.5], []),
         lambda: JudgedProcess.start(1.0),
         lambda: JudgedProcess.start(0.5, trust=-1),
         lambda: JudgedProcess.start(0.5).update(1.5, label_share=0.5),

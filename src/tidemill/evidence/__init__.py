@@ -15,7 +15,6 @@ from tidemill.evidence.judge import (
     JudgeCalibration,
     JudgedMean,
     JudgedShare,
-    prediction_powered_interval,
     prediction_powered_mean,
     rogan_gladen,
 )
@@ -72,7 +71,6 @@ __all__ = [
     "paired_bootstrap",
     "paired_permutation",
     "paired_power",
-    "prediction_powered_interval",
     "prediction_powered_mean",
     "quantile_interval",
     "quantile_sequence",

@@ -147,11 +147,6 @@ def mean_interval(values: Sequence[float], alpha: float = 0.05, *, low: float = 
     """
     if values and (low, high) == (0.0, 1.0) and all(value in (0, 1) for value in values):
         return wilson_interval(round(sum(values)), len(values), alpha)
-    return betting_interval(values, alpha, low=low, high=high)
-
-
-def betting_interval(values: Sequence[float], alpha: float, *, low: float, high: float) -> Interval:
-    """An interval for the mean that misses with probability at most ``alpha`` for every n and every distribution."""
     bar = math.log(2 / alpha)
     return _interval(shuffled(values), low, high, lambda unit, m: betting_log_evidence(unit, m, alpha / 2) >= bar)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidemill.evidence.bootstrap import student_quantile
-from tidemill.evidence.intervals import Interval, betting_interval, wilson_interval
+from tidemill.evidence.intervals import Interval, wilson_interval
 from tidemill.kernel import InvalidInput
 
 
@@ -216,12 +216,13 @@ def prediction_powered_mean(
     """The mean of people's scores, prediction-powered.
 
     ``mean = c * mean(judged_only) + mean(labels - c * judged)`` with variance
-    ``c^2 var(judged_only)/N + var(labels - c * judged)/n`` and limits from Student's t of n - 1 degrees. PPI has c = 1. PPI++ takes the c with the
-    least variance, ``cov(labels, judged) / ((1 + n/N) var(all judged))``, kept in [0, 1], so that a bad judge costs
-    nothing. Without bias for any judge where c is fixed beforehand. The tuned c and the limits are approximate: they need
-    labels on which the judge erred some ten times, since the few errors that were seen are all that is known of it. A
-    judge of 0/1 scores that is wrong on 1 case in 10 makes 3 errors on 30 labels, and the limits then miss about twice as
-    often as ``alpha``; ``prediction_powered_interval`` never does.
+    ``c^2 var(judged_only)/N + var(labels - c * judged)/n`` and limits from Student's t of n - 1 degrees. PPI has c = 1.
+    PPI++ takes the c with the least variance, ``cov(labels, judged) / ((1 + n/N) var(all judged))``, kept in [0, 1], so
+    that a bad judge costs nothing. Without bias for any judge where c is fixed beforehand. The tuned c and the limits
+    are approximate: they need labels on which the judge erred some ten times, since the errors that were seen are all
+    that is known of it. A judge of 0/1 scores that is wrong on 1 case in 10 makes 3 errors on 30 labels, and the limits
+    then miss nearly twice as often as ``alpha``. For decisions use ``JudgedProcess``, or ``mean_interval`` of the
+    labels alone.
 
     Args:
         labels: people's scores of n cases, drawn at random from all.
@@ -255,42 +256,6 @@ def prediction_powered_mean(
     mean = c * _mean(judged_only) + _mean(rest)
     variance = c * c * _variance(judged_only) / others + _variance(rest) / n
     return JudgedMean(_normal_limits(mean, variance, n, alpha, low, high), c, classical)
-
-
-def prediction_powered_interval(
-    labels: Sequence[float],
-    judged: Sequence[float],
-    judged_only: Sequence[float],
-    *,
-    trust: float = 1.0,
-    alpha: float = 0.05,
-) -> Interval:
-    """An interval for people's mean score, prediction-powered, whose coverage holds for every n and every judge.
-
-    The sum of two betting intervals: of ``labels - c * judged``, which may miss with ``0.8 * alpha``, and of
-    ``c * judged_only`` with the rest. Wider than ``prediction_powered_mean``; for decisions, and for few labels.
-
-    Args:
-        labels: people's scores in [0, 1] of n cases, drawn at random from all.
-        judged: the judge's scores in [0, 1] of the same cases in the same order.
-        judged_only: its scores of N other cases.
-        trust: c, fixed before the data.
-        alpha: the chance that the interval misses the mean.
-
-    Raises:
-        InvalidInput: lengths differ, or a score or ``trust`` is not in [0, 1].
-    """
-    if len(labels) != len(judged):
-        raise InvalidInput(f"{len(labels)} labels cannot be paired with {len(judged)} scores of the judge")
-    if not 0 <= trust <= 1 or not all(0 <= score <= 1 for score in [*labels, *judged, *judged_only]):
-        raise InvalidInput("trust, labels and scores of the judge must lie between 0 and 1")
-    if not trust or not judged_only:
-        return betting_interval(labels, alpha, low=0.0, high=1.0)
-    rest = [label - trust * score for label, score in zip(labels, judged, strict=True)]
-    off = betting_interval(rest, 0.8 * alpha, low=-trust, high=1.0)
-    said = betting_interval([trust * score for score in judged_only], 0.2 * alpha, low=0.0, high=trust)
-    low, high = max(0.0, min(1.0, off.low + said.low)), min(1.0, max(0.0, off.high + said.high))
-    return Interval(low, high, min(high, max(low, off.mean + said.mean)), len(labels))
 
 
 def _tuned_trust(labels: Sequence[float], judged: Sequence[float], judged_only: Sequence[float]) -> float:
