@@ -102,10 +102,10 @@ class Desk:
         for of, arm, text in ((live, "control", answer), (rollout.candidate, "shadow", shadow_answer)):
             self.writer.finished(self._span(self.asked, of, arm=arm, rollout=tag), Content("[]", text))
 
-    @staticmethod
-    def _span(number: int, of: ArtifactVersion, *, arm: str, rollout: str | None, status: str = "ok") -> Span:
+    def _span(self, number: int, of: ArtifactVersion, *, arm: str, rollout: str | None, status: str = "ok") -> Span:
         trace_id = hashlib.sha256(f"trace {number}".encode()).hexdigest()[:32]
-        started_ns = BEGUN_NS + number * 1_000_000
+        # The project's own age: a suite may run for longer than sessions wait for feedback.
+        started_ns = self.project.settings.folder.joinpath("tidemill.yaml").stat().st_mtime_ns + number * 1_000_000
         return Span(
             trace_id=trace_id,
             span_id=hashlib.sha256(f"span {number} {arm}".encode()).hexdigest()[:16],
