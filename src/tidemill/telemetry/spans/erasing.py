@@ -11,8 +11,9 @@ is opened.
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pyarrow as pa
 
@@ -22,12 +23,17 @@ from tidemill.telemetry.spans.schema import SCHEMA
 from tidemill.telemetry.spans.text import word_filter, words_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import duckdb
 
     from tidemill.telemetry.spans.database import Database
     from tidemill.telemetry.spans.partitions import Partition, Partitions
     from tidemill.telemetry.spans.writing import Writer
 
+_T = TypeVar("_T")
+_TRIES: Final = 25
+_PAUSE_S: Final = 0.2
 _OWNED: Final = "project = $project AND tenant = $tenant"
 _GONE: Final = "trace_id IN (SELECT trace_id FROM gone)"
 _REWRITTEN: Final = (
@@ -68,9 +74,9 @@ class Eraser:
             cursor.unregister("wanted")
             spans, blocks = self._hot(cursor)
             replaced = [(one, *self._without(cursor, one)) for one in cold if self._touches(cursor, one)]
-            scores = self._delete(cursor, replaced, blocks, erasure)
+            scores = _patiently(lambda: self._delete(cursor, replaced, blocks, erasure))
             self._writer.forget()
-            self._scrub()
+            _patiently(self._scrub)
         return Erased(
             traces=gone,
             spans=spans + sum(count for _, _, count in replaced),
@@ -206,6 +212,17 @@ class Eraser:
         self._database.overwrite_free_blocks()
         with self._database.transaction() as cursor:
             cursor.execute(f"DELETE FROM erasures_due WHERE {_OWNED}", self._owner)
+
+
+def _patiently(step: Callable[[], _T]) -> _T:
+    """Do a step that readers may be in the way of: DuckDB refuses some statements while a question is answered."""
+    import duckdb
+
+    for _ in range(_TRIES - 1):
+        with suppress(duckdb.TransactionException, duckdb.CatalogException, duckdb.ConnectionException):
+            return step()
+        time.sleep(_PAUSE_S)
+    return step()
 
 
 def check(erasure: Erasure) -> None:
